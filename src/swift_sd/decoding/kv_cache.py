@@ -1,0 +1,192 @@
+"""One preallocated cache that the target and all its cheaper views write into.
+
+Positions below `committed` are the prefix that the target wrote. Positions from there on are scratch:
+a draft writes them, `rollback` forgets them, the verifying forward writes over them, and `commit`
+keeps those of the accepted tokens. All three move integers only; keys and values stay where they are.
+
+A view that skips an attention sublayer leaves a gap in that layer's scratch. Nobody reads it: the
+verifying forward fills all layers before any of them reads so far. This is why lengths belong to the
+cache and not to its layers, which transformers' own caches do the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+GROWTH = 1.5  # a full buffer is replaced by one this much larger
+SLIDING_SPARE = 256  # rows that a sliding layer writes before it moves its window to the front
+
+
+class LayerBuffer:
+    """Keys and values of one layer, `[batch, kv_heads, rows, head_dim]` each.
+
+    Row 0 holds position `origin`: 0 for full attention; a layer with a sliding window forgets what
+    lies before its window, now and then, all at once.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        self.window = window
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.origin = 0
+
+    @property
+    def is_sliding(self) -> bool:
+        return self.window is not None
+
+    def first_visible(self, position: int) -> int:
+        """The earliest position that a query at `position` may attend to."""
+        return 0 if self.window is None else max(0, position - self.window + 1)
+
+    def write(
+        self, keys: Tensor, values: Tensor, start: int, committed: int, reserve: int
+    ) -> tuple[Tensor, Tensor]:
+        """Store rows at positions `start` … and return all that these queries can see, as views."""
+        count = keys.shape[2]
+        end = start + count
+        if self.keys is None or end - self.origin > self.keys.shape[2]:
+            self._make_room(keys, values, start, end, self.first_visible(committed), reserve)
+        assert self.keys is not None
+        assert self.values is not None
+        row = start - self.origin
+        self.keys.narrow(2, row, count).copy_(keys)
+        self.values.narrow(2, row, count).copy_(values)
+        first = self.first_visible(start)
+        return (
+            self.keys.narrow(2, first - self.origin, end - first),
+            self.values.narrow(2, first - self.origin, end - first),
+        )
+
+    def _make_room(
+        self, keys: Tensor, values: Tensor, start: int, end: int, keep_from: int, reserve: int
+    ) -> None:
+        """Replace the buffers by ones with room up to position `end`, keeping [keep_from, start)."""
+        if self.window is not None:
+            rows = end - keep_from + min(self.window, SLIDING_SPARE)
+        elif self.keys is None:
+            rows = max(end, reserve)
+        else:
+            rows = max(end, int(GROWTH * self.keys.shape[2]))
+        self.keys = self._moved(self.keys, keys, rows, keep_from, start)
+        self.values = self._moved(self.values, values, rows, keep_from, start)
+        self.origin = keep_from
+
+    def _moved(self, old: Tensor | None, like: Tensor, rows: int, begin: int, end: int) -> Tensor:
+        new = like.new_empty(like.shape[0], like.shape[1], rows, like.shape[3])
+        if old is not None and end > begin:
+            new.narrow(2, 0, end - begin).copy_(old.narrow(2, begin - self.origin, end - begin))
+        return new
+
+    def compact(self, committed: int) -> None:
+        """Give back what a long prompt left in a sliding layer before its window."""
+        if self.window is None or self.keys is None or self.values is None:
+            return
+        if self.keys.shape[2] > 2 * (self.window + SLIDING_SPARE):
+            keep = self.first_visible(committed)
+            self._make_room(self.keys, self.values, committed, committed, keep, 0)
+
+    def load(self, keys: Tensor, values: Tensor, length: int, reserve: int) -> None:
+        """Start from the last rows of a prefix of `length` positions, which are copied."""
+        self.origin = length - keys.shape[2]
+        self._make_room(keys, values, self.origin, length, self.origin, reserve)
+        self.write(keys, values, self.origin, self.origin, reserve)
+
+    def tail(self, length: int) -> tuple[Tensor, Tensor]:
+        """Copies of the rows below position `length` that later queries can still see."""
+        assert self.keys is not None
+        assert self.values is not None
+        first = self.first_visible(length)
+        row, count = first - self.origin, length - first
+        return self.keys.narrow(2, row, count).clone(), self.values.narrow(2, row, count).clone()
+
+
+class KVCache(Cache):
+    """The cache handed to the model as `past_key_values`.
+
+    Args:
+        windows: for each layer its sliding window in tokens, or None for full attention.
+        reserve: positions to allocate at the first write; more are added geometrically.
+    """
+
+    def __init__(self, windows: Sequence[int | None], reserve: int = 0) -> None:
+        self.buffers = [LayerBuffer(window) for window in windows]
+        super().__init__(layers=self.buffers)
+        self.reserve = reserve
+        self.committed = 0
+        self.cursor = 0
+
+    def advance(self, count: int) -> None:
+        """`count` positions were written by a forward; the next one writes behind them."""
+        self.cursor += count
+
+    def rollback(self) -> None:
+        """Forget everything written since the last commit."""
+        self.cursor = self.committed
+
+    def commit(self, count: int) -> None:
+        """Keep the first `count` scratch positions and forget the others."""
+        assert 0 <= count <= self.cursor - self.committed
+        self.committed += count
+        self.cursor = self.committed
+
+    def compact(self) -> None:
+        """Give back memory that only the prompt needed."""
+        for buffer in self.buffers:
+            buffer.compact(self.committed)
+
+    # What transformers' attention layers and mask builders ask of a cache.
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one layer's `[batch, kv_heads, new, head_dim]`; return all rows it may attend to."""
+        return self.buffers[layer_idx].write(
+            key_states, value_states, self.cursor, self.committed, self.reserve
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions before the next write, the same for all layers."""
+        return self.cursor
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """How many keys `query_length` new queries meet in a layer, and the first one's position."""
+        first = self.buffers[layer_idx].first_visible(self.cursor)
+        return self.cursor + query_length - first, first
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """-1: no limit."""
+        return -1
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: lengths are Python integers."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether every layer has been written."""
+        return all(buffer.keys is not None for buffer in self.buffers)
+
+
+def read_prefix(source: Cache, cache: KVCache) -> None:
+    """Commit to the empty `cache` what a transformers `DynamicCache` holds."""
+    length = source.get_seq_length()
+    for buffer, layer in zip(cache.buffers, source.layers, strict=True):
+        buffer.load(layer.keys, layer.values, length, cache.reserve)
+    cache.committed = cache.cursor = length
+
+
+def write_back(cache: KVCache, target: Cache) -> None:
+    """Make a transformers `DynamicCache` hold what is committed, as its own forward would have."""
+    for buffer, layer in zip(cache.buffers, target.layers, strict=True):
+        keys, values = buffer.tail(cache.committed)
+        if not layer.is_initialized:
+            layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        if layer.is_sliding:
+            layer.cumulative_length = cache.committed

@@ -1,0 +1,195 @@
+"""What `generate` prepared for one response: checked, and refused by name where it cannot be honoured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+
+from swift_sd.decoding.kv_cache import KVCache, read_prefix
+from swift_sd.decoding.state import DecodingState
+from swift_sd.decoding.stopping import Stopping
+from swift_sd.decoding.warping import Warping
+from swift_sd.errors import PromptError, UnsupportedArgument
+
+RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
+HONOURED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of `generate`.
+
+    Attributes:
+        tokens: the prompt, `[1, n]`, int64.
+        unread: its tail that `past_key_values` does not hold; `[1, m]`, 1 ≤ m ≤ n.
+        past_key_values: transformers' cache, with a prefix if the user gave one.
+        options: everything else about the request.
+    """
+
+    tokens: Tensor
+    unread: Tensor
+    past_key_values: DynamicCache
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    options: GenerationConfig
+
+    @classmethod
+    def checked(
+        cls,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        processors: LogitsProcessorList,
+        criteria: StoppingCriteriaList,
+        options: GenerationConfig,
+        model_kwargs: dict[str, Any],
+    ) -> Request:
+        """What arrives at a `custom_generate` callable, as a request.
+
+        Raises:
+            UnsupportedArgument: an argument cannot be honoured; it is named.
+            PromptError: the prompt is empty, has several rows, or does not fit the model's context.
+        """
+        _refuse_options(options)
+        _refuse_model_kwargs(model_kwargs)
+        past = _past(model_kwargs.get("past_key_values"))
+        tokens = tokens.to(model.device)
+        unread = _unread(tokens, past, model_kwargs.get("attention_mask"), options)
+        _check_lengths(model, unread.shape[1] + past.get_seq_length(), options)
+        return cls(tokens, unread, past, processors, criteria, options)
+
+    @property
+    def keeps_cache(self) -> bool:
+        """Whether anyone looks at `past_key_values` afterwards."""
+        is_users = getattr(self.past_key_values, "_is_user_defined", False)
+        return bool(is_users or self.options.return_dict_in_generate)
+
+    def start(self) -> DecodingState:
+        """A fresh state for the loop; a prefix given by the user is copied into its cache."""
+        windows = [getattr(layer, "sliding_window", None) for layer in self.past_key_values.layers]
+        held = self.past_key_values.get_seq_length()
+        length = held + self.unread.shape[1]
+        stopping = Stopping(self.criteria)
+        room = min(stopping.room(self.tokens.shape[1]), RESERVE)
+        cache = KVCache(windows, reserve=length + int(room))
+        if held:
+            read_prefix(self.past_key_values, cache)
+        wants = self.options.return_dict_in_generate
+        return DecodingState(
+            self.tokens,
+            cache,
+            Warping(self.processors, bool(self.options.do_sample)),
+            stopping,
+            keep_scores=bool(wants and self.options.output_scores),
+            keep_logits=bool(wants and self.options.output_logits),
+        )
+
+
+def _refuse(argument: str, value: Any, reason: str) -> UnsupportedArgument:
+    return UnsupportedArgument(
+        argument,
+        f"{argument}={value!r} is not supported: {reason}; drop it, or call model.generate "
+        "without swift-sd",
+    )
+
+
+def _refuse_options(options: GenerationConfig) -> None:
+    one_sequence = "swift-sd decodes one sequence at a time"
+    own_method = "it asks for another decoding method"
+    no_internals = "a verified row may belong to a token that is refused"
+    refused: list[tuple[str, bool, str]] = [
+        ("num_beams", (options.num_beams or 1) > 1, one_sequence),
+        ("num_return_sequences", (options.num_return_sequences or 1) > 1, one_sequence),
+        ("penalty_alpha", bool(options.penalty_alpha), own_method),
+        ("dola_layers", options.dola_layers is not None, own_method),
+        ("prompt_lookup_num_tokens", options.prompt_lookup_num_tokens is not None, own_method),
+        ("assistant_early_exit", options.assistant_early_exit is not None, own_method),
+        ("output_attentions", bool(options.output_attentions), no_internals),
+        ("output_hidden_states", bool(options.output_hidden_states), no_internals),
+        ("use_cache", options.use_cache is False, "a draft needs the target's cache"),
+        (
+            "cache_implementation",
+            options.cache_implementation not in (None, "dynamic"),
+            "swift-sd brings its own cache",
+        ),
+    ]
+    for argument, is_refused, reason in refused:
+        if is_refused:
+            raise _refuse(argument, getattr(options, argument), reason)
+
+
+def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
+    for name, value in model_kwargs.items():
+        if name not in HONOURED and value is not None:
+            shown = f"<{type(value).__name__}>"
+            raise _refuse(name, shown, "swift-sd passes token ids only to the model")
+
+
+def _past(cache: Any) -> DynamicCache:
+    if cache is None:
+        raise UnsupportedArgument("past_key_values", "the model keeps no cache that can be shared")
+    if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
+        raise _refuse(
+            "past_key_values", f"<{type(cache).__name__}>", "only a DynamicCache can be continued"
+        )
+    return cache
+
+
+def _unread(
+    tokens: Tensor, past: Cache, mask: Tensor | None, options: GenerationConfig
+) -> Tensor:
+    """The tokens that the model has to read, by the rules of transformers' own prefill."""
+    if tokens.shape[0] != 1:
+        raise PromptError(
+            f"the prompt has {tokens.shape[0]} rows; swift-sd decodes one sequence at a time, "
+            "so call it once for each"
+        )
+    if tokens.shape[1] == 0:
+        raise PromptError("the prompt is empty; give it at least one token (input_ids)")
+    held = past.get_seq_length()
+    if mask is None:
+        # Where the mask was as long as the ids these are the whole sequence, else only its new part.
+        is_whole = getattr(options, "_mask_length", -1) == tokens.shape[1]
+        if held and is_whole and held >= tokens.shape[1]:
+            raise PromptError(
+                f"past_key_values holds {held} tokens, all of the prompt; crop it by one at least"
+            )
+        return tokens[:, held:] if is_whole else tokens
+    first = int(mask[0].argmax())
+    if held or not bool(mask[0, first:].all()) or mask.shape[1] != tokens.shape[1]:
+        raise UnsupportedArgument(
+            "attention_mask",
+            "attention_mask hides tokens other than padding on the left; pass a mask of ones "
+            "if the prompt contains the padding token, or cut those tokens out",
+        )
+    return tokens[:, first:]
+
+
+def _check_lengths(model: PreTrainedModel, length: int, options: GenerationConfig) -> None:
+    config = model.config.get_text_config(decoder=True)
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and length >= context:
+        raise PromptError(
+            f"the prompt has {length} tokens and the model's context is {context}; shorten it to "
+            f"{context - 1} at most"
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") or context
+    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE and trained:
+        longest = length + (options.max_new_tokens or 0)
+        if longest > trained:
+            raise PromptError(
+                f"prompt and answer may reach {longest} tokens; beyond {trained} this model's rotary "
+                f"embedding ({rope['rope_type']}) changes with the length, which drafting ahead "
+                f"would disturb; lower max_new_tokens"
+            )

@@ -1,0 +1,96 @@
+"""How far one response has come."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.decoding.stopping import Stopping
+from swift_sd.decoding.warping import Warping
+
+GROWTH = 1024  # ids to allocate at once
+
+
+class DecodingState:
+    """Tokens so far, the cache behind them, and the rules by which they go on.
+
+    Args:
+        tokens: the prompt, `[1, n]`, int64.
+        cache: holds the keys and values of all tokens but the last once the prompt is read.
+        warping, stopping: made from the request's processors and criteria.
+        keep_scores, keep_logits: whether to record them for each new token.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        cache: KVCache,
+        warping: Warping,
+        stopping: Stopping,
+        *,
+        keep_scores: bool = False,
+        keep_logits: bool = False,
+    ) -> None:
+        self.cache = cache
+        self.warping = warping
+        self.stopping = stopping
+        self.scores: list[Tensor] | None = [] if keep_scores else None
+        self.logits: list[Tensor] | None = [] if keep_logits else None
+        self.finished = False
+        self._length = tokens.shape[1]
+        self._ids = torch.empty(1, self._length + GROWTH, dtype=torch.long, device=tokens.device)
+        self._ids[:, : self._length] = tokens
+
+    @property
+    def length(self) -> int:
+        """Number of tokens, prompt included."""
+        return self._length
+
+    @property
+    def tokens(self) -> Tensor:
+        """All tokens so far, `[1, length]`; a view whose numbers never change."""
+        return self._ids[:, : self._length]
+
+    @property
+    def last_token(self) -> Tensor:
+        """The newest token, `[1, 1]`: the one that the cache does not hold yet."""
+        return self._ids[:, self._length - 1 : self._length]
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether each next token is the argmax of its logits, and nothing else is asked for."""
+        return self.warping.is_argmax and self.scores is None and self.logits is None
+
+    def as_row(self, tokens: list[int]) -> Tensor:
+        """Ids as a row for the model, `[1, tokens]`."""
+        return torch.tensor([tokens], dtype=torch.long, device=self._ids.device)
+
+    def tokens_with(self, drafted: list[int]) -> Tensor:
+        """All tokens so far and then `drafted`, `[1, length + drafted]`; valid until the next call."""
+        end = self._length + len(drafted)
+        self._make_room(end)
+        if drafted:
+            self._ids[0, self._length : end] = torch.tensor(drafted)
+        return self._ids[:, :end]
+
+    def append(self, token: int) -> None:
+        """Add a token that the target chose, and find out whether the response ends with it."""
+        self._make_room(self._length + 1)
+        self._ids[0, self._length] = token
+        self._length += 1
+        scores = tuple(self.scores) if self.scores is not None else None
+        self.finished = self.stopping.ends(self.tokens, token, scores)
+
+    def record(self, logits: Tensor, scores: Tensor) -> None:
+        """Keep a place's `[1, vocabulary]` logits and scores, where they were asked for."""
+        if self.logits is not None:
+            self.logits.append(logits.to(torch.float32, copy=True))
+        if self.scores is not None:
+            self.scores.append(scores)
+
+    def _make_room(self, end: int) -> None:
+        if end > self._ids.shape[1]:
+            wider = self._ids.new_empty(1, end + max(GROWTH, self._length))
+            wider[:, : self._length] = self.tokens
+            self._ids = wider

@@ -1,0 +1,93 @@
+"""What one response's steps proposed, accepted and cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from swift_sd.model.layer_set import LayerSet
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One round of the loop: draft, verify, accept, commit.
+
+    Attributes:
+        tokens: what came out, in order: accepted draft tokens, then one chosen by the target (which
+            is missing if the response ended inside the draft).
+        drafter: who proposed; None if nothing was.
+        drafted: number of tokens proposed.
+        accepted: number of them that came out.
+        prefill, draft, verify, accept: seconds.
+    """
+
+    tokens: tuple[int, ...]
+    drafter: str | None = None
+    drafted: int = 0
+    accepted: int = 0
+    prefill: float = 0.0
+    draft: float = 0.0
+    verify: float = 0.0
+    accept: float = 0.0
+
+
+PHASES = ("prefill", "draft", "verify", "accept")
+
+
+@dataclass
+class Trace:
+    """The record of one response, complete once the response is.
+
+    Attributes:
+        layer_set: what the draft skipped.
+        steps: in order; the first is the prefill with its one token.
+        seconds: wall time from the request to the end of the last step, time in which the consumer
+            of a stream held the loop up not counted.
+    """
+
+    layer_set: LayerSet
+    steps: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All new tokens."""
+        return [token for step in self.steps for token in step.tokens]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that reports, `--json` and benchmarks use; times in seconds.
+
+        `tokens_per_forward` counts accepted and bonus tokens by verifying forward, the prefill with
+        its token left out. `acceptance_rate` is accepted ÷ drafted; `accepted_histogram[n]` is how
+        many drafts had n tokens accepted. Rates without a denominator are None.
+        """
+        rounds = self.steps[1:]
+        new_tokens = len(self.token_ids)
+        drafted = sum(step.drafted for step in rounds)
+        accepted = sum(step.accepted for step in rounds)
+        lengths = Counter(step.accepted for step in rounds if step.drafter)
+        split = {phase: sum(getattr(step, phase) for step in self.steps) for phase in PHASES}
+        split["adapt"] = 0.0
+        split["other"] = max(self.seconds - sum(split.values()), 0.0)
+        return {
+            "new_tokens": new_tokens,
+            "seconds": self.seconds,
+            "tokens_per_second": _ratio(new_tokens, self.seconds),
+            "target_forwards": len(self.steps),
+            "tokens_per_forward": _ratio(sum(len(step.tokens) for step in rounds), len(rounds)),
+            "drafted_tokens": drafted,
+            "accepted_tokens": accepted,
+            "acceptance_rate": _ratio(accepted, drafted),
+            "accepted_histogram": {n: lengths[n] for n in sorted(lengths)},
+            "time_split": split,
+            "layer_set": {
+                "attention": sorted(self.layer_set.attention),
+                "mlp": sorted(self.layer_set.mlp),
+            },
+            "drafters": dict(Counter(step.drafter for step in rounds if step.drafter)),
+        }
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator else None

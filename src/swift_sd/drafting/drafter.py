@@ -1,0 +1,27 @@
+"""What the loop knows of those who propose tokens."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from swift_sd.decoding.draft import Draft
+from swift_sd.decoding.state import DecodingState
+
+
+class Drafter(Protocol):
+    """Proposes what may come next.
+
+    Attributes:
+        name: under which steps are counted in the trace.
+    """
+
+    name: str
+
+    def propose(self, state: DecodingState, budget: int) -> Draft:
+        """At most `budget` tokens (≥ 1) to follow `state.tokens`; none is a valid answer.
+
+        May write into the cache's scratch, and must have it rolled back on return. When sampling,
+        whether and how long to draft must not depend on tokens it drew itself in any way but through
+        the distributions of later tokens, or the output is no longer the target's.
+        """
+        ...

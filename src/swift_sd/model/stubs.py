@@ -1,0 +1,97 @@
+"""Modules that stand where something is left out, and copies of modules that share their tensors."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def shared_copy(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of `module` with some children replaced.
+
+    Parameters, buffers and all other children are the same objects as in the original, which does
+    not change.
+    """
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, **children}
+    return twin
+
+
+def shared_copy_along(
+    module: nn.Module, path: tuple[str, ...], children: Mapping[str, nn.Module]
+) -> nn.Module:
+    """A copy of `module` in which only the modules along `path` are new.
+
+    `children` replace those of the module at the end of the path.
+    """
+    if path:
+        child = shared_copy_along(module.get_submodule(path[0]), path[1:], children)
+        children = {path[0]: child}
+    return shared_copy(module, children)
+
+
+class PassThrough(nn.Module):
+    """Returns its first argument: in place of a whole layer, or of the norm of a skipped sublayer.
+
+    Args:
+        extra: how many more values, all None, its caller unpacks.
+    """
+
+    def __init__(self, extra: int = 0) -> None:
+        super().__init__()
+        self.extra = extra
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states, *[None] * self.extra) if self.extra else hidden_states
+
+
+class Neutralised(nn.Module):
+    """Runs a sublayer but takes its contribution out of what it returns; remembers the form of that.
+
+    Most sublayers contribute by being added to the residual stream: theirs is replaced by zeros. One
+    with an argument `residual` (bloom's) adds the stream itself: it is replaced by that argument.
+    """
+
+    def __init__(self, sublayer: nn.Module) -> None:
+        super().__init__()
+        self.sublayer = sublayer
+        names = list(inspect.signature(type(sublayer).forward).parameters)[1:]
+        self.residual = names.index("residual") if "residual" in names else None
+        self.width = 0
+        self.extra = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.sublayer(*args, **kwargs)
+        contribution, *others = output if isinstance(output, tuple) else (output,)
+        self.width, self.extra = contribution.shape[-1], len(others)
+        nothing = _residual(self.residual, args, kwargs)
+        if nothing is None:
+            nothing = torch.zeros_like(contribution)
+        return (nothing, *others) if isinstance(output, tuple) else nothing
+
+
+class Skipped(nn.Module):
+    """Returns what a `Neutralised` sublayer returned, without running the sublayer."""
+
+    def __init__(self, measured: Neutralised) -> None:
+        super().__init__()
+        self.residual, self.width, self.extra = measured.residual, measured.width, measured.extra
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        nothing = _residual(self.residual, args, kwargs)
+        if nothing is None:
+            hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+            nothing = hidden.new_zeros(*hidden.shape[:-1], self.width)
+        return (nothing, *[None] * self.extra) if self.extra else nothing
+
+
+def _residual(place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    if place is None:
+        return None
+    found: Tensor = args[place] if place < len(args) else kwargs["residual"]
+    return found

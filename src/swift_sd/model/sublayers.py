@@ -1,0 +1,251 @@
+"""Finds the attention and MLP sublayers of a model and proves that each can be left out.
+
+Nothing here knows the names of model families. A decoder is the `ModuleList` of as many layers as the
+configuration states; a layer's attention is its child that takes a cache; its MLP is the other child
+that holds weight matrices. Whether leaving them out is sound is then measured on a tiny input, in
+copies that share the model's tensors: see `_Probe`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.errors import UnsupportedModel
+from swift_sd.model.stubs import (
+    Neutralised,
+    PassThrough,
+    Skipped,
+    shared_copy,
+    shared_copy_along,
+)
+from swift_sd.model.view import View
+
+CACHE_PARAMETERS = {"past_key_values", "past_key_value", "layer_past"}
+SUPPORTED = (
+    "swift-sd drafts with decoder-only models whose layers add a separate attention and MLP "
+    "sublayer to the residual stream (llama, qwen, mistral, gemma, phi, gpt2, … and their MoE kin)"
+)
+TOLERANCE = 1e-3  # relative; the compared outputs come from the same operations on the same numbers
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """What to put into copies of one kind of decoder layer to leave its sublayers out.
+
+    Attributes:
+        attention, mlp: names of the two sublayers among the layer's children.
+        without_attention, without_mlp: stand-ins by child's name: for the sublayer itself, and for
+            children that serve nothing else (its norms, say).
+        without_both: the stand-in for the whole layer.
+    """
+
+    attention: str
+    mlp: str
+    without_attention: Mapping[str, nn.Module]
+    without_mlp: Mapping[str, nn.Module]
+    without_both: nn.Module
+
+    def skipping(self, layer: nn.Module, *, attention: bool, mlp: bool) -> nn.Module:
+        """A module to run instead of `layer`, over the same tensors."""
+        if attention and mlp:
+            return self.without_both
+        if attention:
+            return shared_copy(layer, self.without_attention)
+        return shared_copy(layer, self.without_mlp) if mlp else layer
+
+
+@dataclass(frozen=True)
+class Sublayers:
+    """Where the skippable sublayers of one model are.
+
+    Attributes:
+        path: names that lead from the model to the list of decoder layers.
+        parts: one entry a layer.
+    """
+
+    path: tuple[str, ...]
+    parts: tuple[LayerParts, ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(self.parts)
+
+
+def find_sublayers(model: PreTrainedModel) -> Sublayers:
+    """Find the sublayers of `model` and prove, by running it on three tokens, that each is skippable.
+
+    The model is not changed.
+
+    Raises:
+        UnsupportedModel: names the family, the reason and what is supported.
+    """
+    _refuse_what_cannot_work(model)
+    path, layers = _decoder_layers(model)
+    proved: dict[Any, LayerParts] = {}
+    for index, layer in enumerate(layers):
+        if _kind(layer) not in proved:
+            proved[_kind(layer)] = _prove(model, path, index, layer)
+    return Sublayers(path, tuple(proved[_kind(layer)] for layer in layers))
+
+
+def attention_windows(model: PreTrainedModel) -> list[int | None]:
+    """Each layer's sliding window in tokens, None for full attention."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return [getattr(layer, "sliding_window", None) for layer in cache.layers]
+
+
+def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise _unsupported(model, "it is an encoder-decoder model")
+    if not model.can_generate():
+        raise _unsupported(model, f"{type(model).__name__} has no language modelling head")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModel(
+            "the model is on the meta device and has no weights; load it with from_pretrained first"
+        )
+    if any("_hf_hook" in module.__dict__ for module in model.modules()):
+        raise UnsupportedModel(
+            "the model is spread over devices or offloaded; load it on one, e.g. device_map=0"
+        )
+    if model.training:
+        raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
+    if getattr(config, "num_kv_shared_layers", 0) or getattr(config, "kv_sharing_modes", None):
+        raise _unsupported(model, "some of its layers read the keys and values of other layers")
+    foreign = {
+        type(layer).__name__
+        for layer in DynamicCache(config=config).layers
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    }
+    if foreign or getattr(model, "_is_stateful", False):
+        kinds = ", ".join(sorted(set(getattr(config, "layer_types", None) or []))) or "recurrent"
+        raise _unsupported(
+            model, f"it keeps a state that drafts cannot be taken back from (layers: {kinds})"
+        )
+
+
+def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(f"{model.config.model_type} is not supported: {reason}. {SUPPORTED}")
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[tuple[str, ...], nn.ModuleList]:
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            if all(any(map(_takes_cache, layer.children())) for layer in module):
+                return tuple(name.split(".")), module
+    raise _unsupported(model, f"no list of {depth} decoder layers with an attention child was found")
+
+
+def _takes_cache(module: nn.Module) -> bool:
+    return bool(CACHE_PARAMETERS & inspect.signature(type(module).forward).parameters.keys())
+
+
+def _identify(layer: nn.Module) -> tuple[str, str]:
+    """Names of the attention and of the MLP among the layer's children."""
+    attention = [name for name, child in layer.named_children() if _takes_cache(child)]
+    others = [
+        name
+        for name, child in layer.named_children()
+        if name not in attention and any(weight.dim() > 1 for weight in child.parameters())
+    ]
+    if len(attention) != 1:
+        raise UnsupportedModel(f"there are {len(attention)} attention modules, not one")
+    if not others:
+        raise UnsupportedModel("there is no MLP beside the attention")
+    return attention[0], others[-1]  # an MLP given as separate matrices (opt's) ends in its last one
+
+
+def _kind(layer: nn.Module) -> tuple[Any, ...]:
+    """Layers of one kind run the same code: what is proved for one holds for all."""
+    return type(layer), tuple((name, type(child)) for name, child in layer.named_children())
+
+
+def _prove(
+    model: PreTrainedModel, path: tuple[str, ...], index: int, layer: nn.Module
+) -> LayerParts:
+    """Run the model on three tokens with a probe in the layer's place."""
+    probe = _Probe(layer)
+    twin = shared_copy_along(model, path, {str(index): probe})
+    tokens = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    try:
+        View(twin).forward(tokens, KVCache(attention_windows(model)))
+    except UnsupportedModel as reason:
+        raise _unsupported(model, f"in layer {index}, {reason}") from None
+    assert probe.parts is not None
+    return probe.parts
+
+
+class _Probe(nn.Module):
+    """Stands in for a decoder layer during one forward, and finds out what can be left out of it.
+
+    Everything runs on random hidden states, so that a norm cannot pass for the identity.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.parts: LayerParts | None = None
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        noise = torch.Generator().manual_seed(0)
+        hidden = (3 * torch.randn(hidden_states.shape, generator=noise)).to(hidden_states)
+
+        def run(stubs: Mapping[str, nn.Module]) -> Tensor:
+            output = shared_copy(self.layer, stubs)(hidden, *args, **kwargs)
+            return output[0] if isinstance(output, tuple) else output
+
+        attention, mlp = _identify(self.layer)
+        without_attention = _stand_ins(self.layer, attention, mlp, run)
+        without_mlp = _stand_ins(self.layer, mlp, attention, run)
+        if not torch.equal(run({**without_attention, **without_mlp}), hidden):
+            raise UnsupportedModel(
+                "the residual stream does not pass unchanged when both sublayers are left out"
+            )
+        output = self.layer(hidden_states, *args, **kwargs)
+        extra = len(output) - 1 if isinstance(output, tuple) else 0
+        self.parts = LayerParts(attention, mlp, without_attention, without_mlp, PassThrough(extra))
+        return output
+
+
+def _stand_ins(
+    layer: nn.Module, sublayer: str, other: str, run: Callable[[Mapping[str, nn.Module]], Tensor]
+) -> dict[str, nn.Module]:
+    """What to replace so that `sublayer` costs nothing and the layer returns what it would with the
+    sublayer's contribution taken out."""
+    neutral = Neutralised(layer.get_submodule(sublayer))
+    expected = run({sublayer: neutral})
+    stubs: dict[str, nn.Module] = {sublayer: Skipped(neutral)}
+    if not _same(run(stubs), expected):
+        raise UnsupportedModel(f"leaving out `{sublayer}` changes more than its contribution")
+    for name, _ in layer.named_children():
+        if name not in (sublayer, other):
+            candidate = {**stubs, name: PassThrough()}
+            if _still_gives(expected, run, candidate):
+                stubs = candidate
+    return stubs
+
+
+def _still_gives(
+    expected: Tensor,
+    run: Callable[[Mapping[str, nn.Module]], Tensor],
+    stubs: Mapping[str, nn.Module],
+) -> bool:
+    try:
+        return _same(run(stubs), expected)
+    except RuntimeError:  # shapes do not fit: the child does more than scale or normalise
+        return False
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).norm() <= TOLERANCE * b.norm())

@@ -1,0 +1,32 @@
+"""The target: the user's own model, exactly as it is."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.view import View
+
+
+class Target(View):
+    """Reads the prompt and verifies drafts; what it commits is what plain decoding would compute."""
+
+    def prefill(self, tokens: Tensor, cache: KVCache, chunk: int | None = None) -> Tensor:
+        """Read the part of the prompt that is not in `cache` yet, and commit it.
+
+        Args:
+            tokens: `[batch, new]`, int64, at least one.
+            chunk: read at most this many tokens a forward, to bound memory; None for all at once.
+
+        Returns:
+            Logits of the last position, `[batch, vocabulary]`.
+        """
+        for piece in tokens.split(chunk or tokens.shape[1], dim=1):
+            logits = self.forward(piece, cache, keep=1)
+            cache.commit(piece.shape[1])
+        cache.compact()
+        return logits[:, -1]
+
+    def verify(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        """Logits after each of `tokens`, `[batch, new, vocabulary]`; nothing is committed yet."""
+        return self.forward(tokens, cache)

@@ -1,0 +1,53 @@
+"""Running a causal language model on our cache."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swift_sd.decoding.kv_cache import KVCache
+
+
+class View:
+    """A causal language model, or a cheaper copy that shares its tensors, over a `KVCache`.
+
+    Args:
+        module: a transformers `…ForCausalLM`, or a copy of one; it is only called.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        accepted = inspect.signature(type(module).forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+
+    @torch.inference_mode()
+    def forward(self, tokens: Tensor, cache: KVCache, *, keep: int = 0) -> Tensor:
+        """Run `tokens` behind everything that `cache` holds, and write their keys and values there.
+
+        Args:
+            tokens: `[batch, new]`, int64.
+            cache: advanced by `new` positions.
+            keep: how many of the last positions to compute logits for; 0 for all.
+
+        Returns:
+            Logits `[batch, new or keep, vocabulary]` in the model's dtype.
+        """
+        count = tokens.shape[1]
+        options: dict[str, Any] = {}
+        if self._takes_positions:
+            begin = cache.cursor
+            options["position_ids"] = torch.arange(
+                begin, begin + count, device=tokens.device
+            ).unsqueeze(0)
+        if self._takes_keep:
+            options["logits_to_keep"] = keep
+        output = self.module(
+            input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options
+        )
+        cache.advance(count)
+        logits: Tensor = output.logits
+        return logits[:, -keep:] if keep and not self._takes_keep else logits

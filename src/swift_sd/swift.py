@@ -1,0 +1,237 @@
+"""What a user holds: `Swift`, in front of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from swift_sd.config import SwiftConfig
+from swift_sd.decoding.kv_cache import write_back
+from swift_sd.decoding.loop import decode
+from swift_sd.decoding.request import Request
+from swift_sd.decoding.state import DecodingState
+from swift_sd.decoding.trace import Step, Trace
+from swift_sd.drafting.layer_skip import LayerSkipDrafter
+from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.target import Target
+from swift_sd.text import TextPieces
+
+Messages = list[dict[str, str]]
+
+
+class Swift:
+    """Generates with `model` what `model.generate` would, drafting with the model's own sublayers.
+
+    The model is never changed; its own `generate` works as before, at any time. Two ways to use it:
+
+        out = model.generate(**inputs, custom_generate=swift, max_new_tokens=128)
+        out = swift.generate(**inputs, max_new_tokens=128)
+
+    Args:
+        model: a decoder-only causal language model of transformers, on one device, in eval mode.
+        tokenizer: the model's; needed by `stream` and for stop strings.
+        config: how to draft; None for the defaults. The output does not depend on it.
+
+    Raises:
+        UnsupportedModel: sublayers of this architecture cannot be skipped; says why.
+        LayerSetError: `config.layer_set` is for a model of another depth.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        config: SwiftConfig | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config or SwiftConfig()
+        self.sublayers = find_sublayers(model)
+        layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
+        self._target = Target(model)
+        self._drafter = LayerSkipDrafter(
+            DraftView(model, self.sublayers, layer_set), self.config.early_stop
+        )
+        self._trace: Trace | None = None
+
+    @property
+    def trace(self) -> Trace | None:
+        """The record of the response that was started last; None before the first."""
+        return self._trace
+
+    def generate(
+        self, inputs: Tensor | None = None, *, streamer: BaseStreamer | None = None, **kwargs: Any
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """As `model.generate`, with the same arguments and the same result.
+
+        Raises:
+            UnsupportedArgument: an argument that cannot be honoured, named.
+            PromptError: no prompt, more than one, or one beyond the model's context.
+        """
+        method = partial(self.__call__, token_streamer=streamer)
+        with_streamer = {} if streamer is None else {"streamer": streamer}
+        arguments = self._with_stop_strings(kwargs)
+        output = self.model.generate(inputs, custom_generate=method, **with_streamer, **arguments)
+        return output
+
+    def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Iterator[Step]:
+        """As `generate`, yielding each round of the loop when it is done.
+
+        Nothing runs between rounds; the iterator may be closed at any time.
+        """
+        arguments = self._with_stop_strings(kwargs)
+        request = self.model.generate(inputs, custom_generate=self._prepare, **arguments)
+        return self._run(request, request.start())
+
+    def stream(self, prompt: str | Messages, **kwargs: Any) -> Iterator[str]:
+        """Yield the answer as pieces of text.
+
+        Args:
+            prompt: text to continue as it stands, or chat messages
+                (`[{"role": "user", "content": …}, …]`) for the tokenizer's chat template.
+            kwargs: as for `generate`.
+
+        Raises:
+            ConfigError: there is no tokenizer, or it has no chat template for the messages.
+        """
+        pieces = TextPieces(self._tokenizer())
+        for step in self.steps(**self.encode(prompt), **kwargs):
+            yield from pieces.add(step.tokens)
+        yield from pieces.finish()
+
+    def encode(self, prompt: str | Messages) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, `[1, n]`, of a text or of chat messages."""
+        tokenizer = self._tokenizer()
+        if isinstance(prompt, str):
+            encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        elif tokenizer.chat_template is None:
+            raise ConfigError("the tokenizer has no chat template; pass the prompt as one text")
+        else:
+            encoded = tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        if encoded["input_ids"].shape[-1] == 0:
+            raise PromptError("the prompt is empty; give it some text")
+        return dict(encoded)
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        token_streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `model.generate(custom_generate=swift)` calls.
+
+        transformers keeps `streamer=` from such a callable: with `model.generate` give the streamer
+        as `token_streamer=`, or use `swift.generate(streamer=…)`.
+        """
+        request = self._prepare(
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            **model_kwargs,
+        )
+        state = request.start()
+        for step in self._run(request, state):
+            if token_streamer is not None:
+                for token in step.tokens:
+                    token_streamer.put(torch.tensor([token]))
+        if token_streamer is not None:
+            token_streamer.end()
+        if not generation_config.return_dict_in_generate:
+            return state.tokens.clone()
+        return GenerateDecoderOnlyOutput(
+            sequences=state.tokens.clone(),
+            scores=None if state.scores is None else tuple(state.scores),
+            logits=None if state.logits is None else tuple(state.logits),
+            past_key_values=request.past_key_values,
+        )
+
+    def _prepare(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Request:
+        if model is not self.model:
+            raise ConfigError(
+                "this Swift was made for another model object; make one with Swift(model)"
+            )
+        return Request.checked(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+        )
+
+    def _run(self, request: Request, state: DecodingState) -> Iterator[Step]:
+        """The loop with its record kept; what the user's own cache must hold is written at the end."""
+        view = self._drafter.view
+        trace = self._trace = Trace(view.layer_set)
+        rounds = decode(
+            self._target,
+            self._drafter,
+            state,
+            request.unread,
+            self.config.max_draft_tokens,
+            request.options.prefill_chunk_size,
+        )
+        try:
+            while True:
+                begin = perf_counter()
+                step = next(rounds, None)
+                trace.seconds += perf_counter() - begin
+                if step is None:
+                    break
+                trace.steps.append(step)
+                yield step
+        finally:
+            rounds.close()
+            if request.keeps_cache:
+                write_back(state.cache, request.past_key_values)
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ConfigError("text needs a tokenizer; make the object with Swift(model, tokenizer)")
+        return self.tokenizer
+
+    def _with_stop_strings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Turn `stop_strings` into a criterion: transformers keeps the tokenizer from callables."""
+        if kwargs.get("assistant_model") is not None:
+            raise UnsupportedArgument(
+                "assistant_model", "assistant_model is not supported: the model drafts for itself"
+            )
+        arguments = dict(kwargs)
+        tokenizer = arguments.pop("tokenizer", None) or self.tokenizer
+        strings = arguments.pop("stop_strings", None)
+        if strings is None:
+            return arguments
+        if tokenizer is None:
+            raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
+        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
+        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+        return {**arguments, "stopping_criteria": criteria}
