@@ -1,17 +1,25 @@
-"""Self-speculative decoding of Hugging Face causal language models: faster, and exactly the same."""
+"""Self-speculative decoding of Hugging Face causal language models: faster, and exactly the same.
 
-from swift_sd.config import SwiftConfig
-from swift_sd.errors import (
-    ConfigError,
-    LayerSetError,
-    ModelNotFound,
-    PromptError,
-    SwiftError,
-    UnsupportedArgument,
-    UnsupportedModel,
-)
-from swift_sd.model.layer_set import LayerSet
-from swift_sd.swift import Swift
+swift = swift_sd.Swift(model, tokenizer)
+out = swift.generate(**inputs, max_new_tokens=128)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swift_sd.config import SwiftConfig
+    from swift_sd.errors import (
+        ConfigError,
+        LayerSetError,
+        ModelNotFound,
+        PromptError,
+        SwiftError,
+        UnsupportedArgument,
+        UnsupportedModel,
+    )
+    from swift_sd.model.layer_set import LayerSet
+    from swift_sd.swift import Swift
 
 __all__ = [
     "ConfigError",
@@ -25,3 +33,16 @@ __all__ = [
     "UnsupportedArgument",
     "UnsupportedModel",
 ]
+
+_HOMES = {
+    "LayerSet": "swift_sd.model.layer_set",
+    "Swift": "swift_sd.swift",
+    "SwiftConfig": "swift_sd.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: torch and transformers take seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "swift_sd.errors")), name)

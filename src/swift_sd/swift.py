@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from swift_sd.adapting.costs import Costs, measure_costs
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.kv_cache import write_back
 from swift_sd.decoding.loop import decode
@@ -32,6 +33,7 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
+from swift_sd.report import describe
 from swift_sd.text import TextPieces
 
 Messages = list[dict[str, str]]
@@ -62,6 +64,7 @@ class Swift:
         config: SwiftConfig | None = None,
     ) -> None:
         self.model = model
+        self._generate: Any = model.generate
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
@@ -71,6 +74,7 @@ class Swift:
             DraftView(model, self.sublayers, layer_set), self.config.early_stop
         )
         self._trace: Trace | None = None
+        self._costs: dict[int, Costs] = {}
 
     @property
     def trace(self) -> Trace | None:
@@ -87,9 +91,12 @@ class Swift:
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
         method = partial(self.__call__, token_streamer=streamer)
-        with_streamer = {} if streamer is None else {"streamer": streamer}
         arguments = self._with_stop_strings(kwargs)
-        output = self.model.generate(inputs, custom_generate=method, **with_streamer, **arguments)
+        if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
+            arguments["streamer"] = streamer
+        output: Tensor | GenerateDecoderOnlyOutput = self._generate(
+            inputs, custom_generate=method, **arguments
+        )
         return output
 
     def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Iterator[Step]:
@@ -98,7 +105,7 @@ class Swift:
         Nothing runs between rounds; the iterator may be closed at any time.
         """
         arguments = self._with_stop_strings(kwargs)
-        request = self.model.generate(inputs, custom_generate=self._prepare, **arguments)
+        request = self._generate(inputs, custom_generate=self._prepare, **arguments)
         return self._run(request, request.start())
 
     def stream(self, prompt: str | Messages, **kwargs: Any) -> Iterator[str]:
@@ -139,7 +146,7 @@ class Swift:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        token_streamer: BaseStreamer | None = None,
+        token_streamer: Any = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """What `model.generate(custom_generate=swift)` calls.
@@ -162,14 +169,38 @@ class Swift:
                     token_streamer.put(torch.tensor([token]))
         if token_streamer is not None:
             token_streamer.end()
+        sequences: Any = state.tokens.clone()
         if not generation_config.return_dict_in_generate:
-            return state.tokens.clone()
+            output: Tensor = sequences
+            return output
+        scores: Any = None if state.scores is None else tuple(state.scores)
+        logits: Any = None if state.logits is None else tuple(state.logits)
         return GenerateDecoderOnlyOutput(
-            sequences=state.tokens.clone(),
-            scores=None if state.scores is None else tuple(state.scores),
-            logits=None if state.logits is None else tuple(state.logits),
+            sequences=sequences,
+            scores=scores,
+            logits=logits,
             past_key_values=request.past_key_values,
         )
+
+    def costs(self, context: int = 64) -> Costs:
+        """What a step and each sublayer cost on this machine; measured at the first call (seconds).
+
+        Args:
+            context: positions in the cache while measuring.
+        """
+        if context not in self._costs:
+            self._costs[context] = measure_costs(self.model, self.sublayers, context=context)
+        return self._costs[context]
+
+    def report(self) -> str:
+        """The last response for a person to read: speed, acceptance, and whether drafting paid.
+
+        Raises:
+            ConfigError: there was no response yet.
+        """
+        if self._trace is None:
+            raise ConfigError("nothing was generated yet; call generate or stream first")
+        return describe(self._trace.summary(), self.costs().step)
 
     def _prepare(
         self,
@@ -189,7 +220,7 @@ class Swift:
         )
 
     def _run(self, request: Request, state: DecodingState) -> Iterator[Step]:
-        """The loop with its record kept; what the user's own cache must hold is written at the end."""
+        """The loop with its record kept; at the end the user's own cache is brought up to date."""
         view = self._drafter.view
         trace = self._trace = Trace(view.layer_set)
         rounds = decode(
@@ -216,7 +247,9 @@ class Swift:
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise ConfigError("text needs a tokenizer; make the object with Swift(model, tokenizer)")
+            raise ConfigError(
+                "text needs a tokenizer; make the object with Swift(model, tokenizer)"
+            )
         return self.tokenizer
 
     def _with_stop_strings(self, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -22,12 +22,12 @@ class TextPieces(TextStreamer):
     def add(self, tokens: Iterable[int]) -> Iterator[str]:
         """The text that `tokens` complete."""
         for token in tokens:
-            self.put(torch.tensor([token]))
+            self.put(torch.tensor([token]))  # type: ignore[no-untyped-call]
         return self._taken()
 
     def finish(self) -> Iterator[str]:
         """What is left at the end."""
-        self.end()
+        self.end()  # type: ignore[no-untyped-call]
         return self._taken()
 
     def _taken(self) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Which drafted tokens the target accepts. Plain maths over small tensors: no model in sight.
 
-The two acceptors are lazy: they ask for the target's choice at a place only after every token before
-it has been taken by the caller. So whatever turns logits into that choice (logits processors, with
-state or without) sees exactly the prefixes, in the order, that it would see in plain decoding.
+The two acceptors are lazy: they ask for the target's choice at a place only after every token
+before it has been taken by the caller. So whatever turns logits into that choice (logits
+processors, with state or without) sees exactly the prefixes, in the order, that it would see in
+plain decoding.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def accept_sampled(
     uniform: Callable[[], float],
     draw: Callable[[Tensor], int],
 ) -> Iterator[int]:
-    """Yield tokens distributed exactly as if each were drawn from the target (speculative sampling,
-    Leviathan et al. 2023, section 2.3 and appendix A.1).
+    """Yield tokens distributed exactly as if each were drawn from the target.
+
+    Speculative sampling: Leviathan et al. 2023, section 2.3 and appendix A.1.
 
     Args:
         drafted: proposed tokens; token i was drawn from `q[i]`.

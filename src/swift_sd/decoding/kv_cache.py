@@ -1,12 +1,13 @@
 """One preallocated cache that the target and all its cheaper views write into.
 
-Positions below `committed` are the prefix that the target wrote. Positions from there on are scratch:
-a draft writes them, `rollback` forgets them, the verifying forward writes over them, and `commit`
-keeps those of the accepted tokens. All three move integers only; keys and values stay where they are.
+Positions below `committed` are the prefix that the target wrote. Positions from there on are
+scratch: a draft writes them, `rollback` forgets them, the verifying forward writes over them, and
+`commit` keeps those of the accepted tokens. All three move integers only; keys and values stay
+where they are.
 
 A view that skips an attention sublayer leaves a gap in that layer's scratch. Nobody reads it: the
-verifying forward fills all layers before any of them reads so far. This is why lengths belong to the
-cache and not to its layers, which transformers' own caches do the other way round.
+verifying forward fills all layers before any of them reads so far. This is why lengths belong to
+the cache and not to its layers, which transformers' own caches do the other way round.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -37,6 +37,7 @@ class LayerBuffer:
 
     @property
     def is_sliding(self) -> bool:
+        """Whether the layer attends to a window only; transformers' mask builders ask."""
         return self.window is not None
 
     def first_visible(self, position: int) -> int:
@@ -65,7 +66,7 @@ class LayerBuffer:
     def _make_room(
         self, keys: Tensor, values: Tensor, start: int, end: int, keep_from: int, reserve: int
     ) -> None:
-        """Replace the buffers by ones with room up to position `end`, keeping [keep_from, start)."""
+        """Replace the buffers by ones with room up to `end`, keeping [keep_from, start)."""
         if self.window is not None:
             rows = end - keep_from + min(self.window, SLIDING_SPARE)
         elif self.keys is None:
@@ -115,7 +116,8 @@ class KVCache(Cache):
 
     def __init__(self, windows: Sequence[int | None], reserve: int = 0) -> None:
         self.buffers = [LayerBuffer(window) for window in windows]
-        super().__init__(layers=self.buffers)
+        layers: Any = self.buffers
+        super().__init__(layers=layers)
         self.reserve = reserve
         self.committed = 0
         self.cursor = 0
@@ -144,7 +146,7 @@ class KVCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's `[batch, kv_heads, new, head_dim]`; return all rows it may attend to."""
+        """Write a layer's `[batch, kv_heads, new, head_dim]`; return all rows it may attend to."""
         return self.buffers[layer_idx].write(
             key_states, value_states, self.cursor, self.committed, self.reserve
         )
@@ -154,7 +156,7 @@ class KVCache(Cache):
         return self.cursor
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """How many keys `query_length` new queries meet in a layer, and the first one's position."""
+        """How many keys the next queries meet in a layer, and the position of the first."""
         first = self.buffers[layer_idx].first_visible(self.cursor)
         return self.cursor + query_length - first, first
 
@@ -173,7 +175,7 @@ class KVCache(Cache):
         return all(buffer.keys is not None for buffer in self.buffers)
 
 
-def read_prefix(source: Cache, cache: KVCache) -> None:
+def read_prefix(source: Any, cache: KVCache) -> None:
     """Commit to the empty `cache` what a transformers `DynamicCache` holds."""
     length = source.get_seq_length()
     for buffer, layer in zip(cache.buffers, source.layers, strict=True):
@@ -181,7 +183,7 @@ def read_prefix(source: Cache, cache: KVCache) -> None:
     cache.committed = cache.cursor = length
 
 
-def write_back(cache: KVCache, target: Cache) -> None:
+def write_back(cache: KVCache, target: Any) -> None:
     """Make a transformers `DynamicCache` hold what is committed, as its own forward would have."""
     for buffer, layer in zip(cache.buffers, target.layers, strict=True):
         keys, values = buffer.tail(cache.committed)

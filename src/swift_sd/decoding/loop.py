@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from time import perf_counter
 
 import torch
@@ -24,7 +24,7 @@ def decode(
     unread: Tensor,
     max_draft_tokens: int,
     prefill_chunk: int | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step]:
     """Yield the response step by step; its tokens follow the target's distribution exactly.
 
     Whenever the generator is not running, and after it was closed or failed, `state` is consistent:
@@ -92,7 +92,7 @@ def _accept(state: DecodingState, draft: Draft, logits: Tensor) -> tuple[int, ..
 
 
 def _granted(state: DecodingState, draft: Draft, logits: Tensor) -> Iterator[int]:
-    """The target's tokens at each place of the verified rows, `logits` `[1, places, vocabulary]`."""
+    """The target's tokens, place by place, from `logits` `[1, places, vocabulary]`."""
     if state.is_argmax:  # one transfer from the device for all places
         best = logits[0].argmax(dim=-1).tolist()
         return accept_greedy(draft.tokens, best.__getitem__)

@@ -1,4 +1,4 @@
-"""What `generate` prepared for one response: checked, and refused by name where it cannot be honoured."""
+"""What `generate` prepared for one response: checked, or refused by name."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ def _past(cache: Any) -> DynamicCache:
     return cache
 
 
-def _unread(
-    tokens: Tensor, past: Cache, mask: Tensor | None, options: GenerationConfig
-) -> Tensor:
+def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: GenerationConfig) -> Tensor:
     """The tokens that the model has to read, by the rules of transformers' own prefill."""
     if tokens.shape[0] != 1:
         raise PromptError(
@@ -158,7 +156,7 @@ def _unread(
         raise PromptError("the prompt is empty; give it at least one token (input_ids)")
     held = past.get_seq_length()
     if mask is None:
-        # Where the mask was as long as the ids these are the whole sequence, else only its new part.
+        # A mask as long as the ids says that they are the whole sequence, not only its new part.
         is_whole = getattr(options, "_mask_length", -1) == tokens.shape[1]
         if held and is_whole and held >= tokens.shape[1]:
             raise PromptError(
@@ -189,7 +187,7 @@ def _check_lengths(model: PreTrainedModel, length: int, options: GenerationConfi
         longest = length + (options.max_new_tokens or 0)
         if longest > trained:
             raise PromptError(
-                f"prompt and answer may reach {longest} tokens; beyond {trained} this model's rotary "
-                f"embedding ({rope['rope_type']}) changes with the length, which drafting ahead "
-                f"would disturb; lower max_new_tokens"
+                f"prompt and answer may reach {longest} tokens; beyond {trained} this model's "
+                f"rotary embedding ({rope['rope_type']}) changes with the length, which drafting "
+                "ahead would disturb; lower max_new_tokens"
             )

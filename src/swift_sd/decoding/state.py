@@ -67,7 +67,7 @@ class DecodingState:
         return torch.tensor([tokens], dtype=torch.long, device=self._ids.device)
 
     def tokens_with(self, drafted: list[int]) -> Tensor:
-        """All tokens so far and then `drafted`, `[1, length + drafted]`; valid until the next call."""
+        """All tokens so far and then `drafted`, `[1, length + drafted]`, until the next call."""
         end = self._length + len(drafted)
         self._make_room(end)
         if drafted:

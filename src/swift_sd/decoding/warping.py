@@ -1,6 +1,8 @@
-"""From logits to the distribution that is decoded: transformers' logits processors on both sides."""
+"""From logits to the distribution that is decoded: logits processors on both sides."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +20,10 @@ STATEFUL = {
 class Warping:
     """Applies the logits processors of one request.
 
-    The target's side is lossless by order: each processor is called once for every token that comes
-    out, with the tokens before it. The draft's side may leave processors out, which costs acceptance
-    but not exactness: those written by users and those with a state are not disturbed by guesses.
+    The target's side is lossless by order: each processor is called once for every token that
+    comes out, with the tokens before it. The draft's side may leave processors out, at the cost of
+    acceptance but not of exactness: those written by users and those with a state are not disturbed
+    by guesses.
 
     Args:
         processors: as `generate` prepared them, temperature and the like included.
@@ -53,8 +56,9 @@ class Warping:
 
 def _apply(processors: LogitsProcessorList, prefix: Tensor, logits: Tensor) -> Tensor:
     # A copy, as in transformers: processors may write into what they are given.
-    scores: Tensor = processors(prefix, logits.to(torch.float32, copy=True))
-    return scores
+    copied: Any = logits.to(torch.float32, copy=True)
+    ids: Any = prefix
+    return processors(ids, copied)
 
 
 def _is_pure(processor: LogitsProcessor) -> bool:

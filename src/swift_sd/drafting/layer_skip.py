@@ -50,6 +50,8 @@ class LayerSkipDrafter:
         else:
             best, token = scores[0].max(dim=-1, keepdim=True)
             peak = (best - scores[0].logsumexp(dim=-1)).exp()
-        chosen, confidence = torch.stack([token.squeeze().double(), peak.squeeze().double()]).tolist()
+        chosen, confidence = torch.stack(
+            [token.squeeze().double(), peak.squeeze().double()]
+        ).tolist()
         draft.tokens.append(int(chosen))
         return token.view(1, 1), confidence

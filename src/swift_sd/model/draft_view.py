@@ -15,8 +15,9 @@ from swift_sd.model.view import View
 class DraftView(View):
     """Only the modules on the way to the decoder layers are new, and layers with one sublayer left.
 
-    A skipped sublayer costs nothing: its norms, projections and cache rows are not computed. A layer
-    without both is not entered. Making a view takes milliseconds, changing its layer set microseconds.
+    A skipped sublayer costs nothing: its norms, projections and cache rows are not computed. A
+    layer without both is not entered. Making a view takes milliseconds, changing its layer set
+    microseconds.
 
     Args:
         model: the target; it is not changed.

@@ -16,7 +16,7 @@ class LayerSet:
     """The attention and MLP sublayers that a draft of a `depth`-layer model skips.
 
     Immutable and hashable, so that it can key caches and scores. Layers count from 0. The first and
-    the last layer are never skipped (SWIFT, section 3.2: they read the embedding and feed the head).
+    the last layer are never skipped (SWIFT, section 4.1).
 
     Attributes:
         depth: number of decoder layers of the model.
@@ -60,7 +60,7 @@ class LayerSet:
 
     @classmethod
     def unified(cls, depth: int) -> LayerSet:
-        """The paper's start: both sublayers of every second layer, 1, 3, 5 … (SWIFT, section 4.1)."""
+        """The paper's start: both sublayers of every second layer, 1, 3, 5 … (SWIFT, 4.1)."""
         odd = frozenset(range(1, depth - 1, 2))
         return cls(depth, odd, odd)
 
@@ -98,7 +98,9 @@ class LayerSet:
             )
         for kind in ("attention", "mlp"):
             if not isinstance(data[kind], list):
-                raise LayerSetError(f'"{kind}" must be a list of layers, not {_shortened(data[kind])}')
+                raise LayerSetError(
+                    f'"{kind}" must be a list of layers, not {_shortened(data[kind])}'
+                )
         return cls(data["depth"], data["attention"], data["mlp"])
 
     def save(self, path: str | Path) -> None:
@@ -119,7 +121,9 @@ class LayerSet:
                 f"cannot read the layer set {path}: {error.strerror or error}"
             ) from None
         except ValueError as error:
-            raise LayerSetError(f"the layer set {path} is damaged: {error}; write it anew") from None
+            raise LayerSetError(
+                f"the layer set {path} is damaged: {error}; write it anew"
+            ) from None
         try:
             return cls.from_dict(data)
         except LayerSetError as error:

@@ -1,4 +1,4 @@
-"""Modules that stand where something is left out, and copies of modules that share their tensors."""
+"""Stand-ins for what is left out, and copies of modules that share their tensors."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ class PassThrough(nn.Module):
         self.extra = extra
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """`hidden_states`, the same object."""
         return (hidden_states, *[None] * self.extra) if self.extra else hidden_states
 
 
 class Neutralised(nn.Module):
-    """Runs a sublayer but takes its contribution out of what it returns; remembers the form of that.
+    """Runs a sublayer but takes its contribution out of the output, whose form it remembers.
 
-    Most sublayers contribute by being added to the residual stream: theirs is replaced by zeros. One
-    with an argument `residual` (bloom's) adds the stream itself: it is replaced by that argument.
+    Most sublayers contribute by being added to the residual stream: theirs is replaced by zeros.
+    One with an argument `residual` (bloom's) adds the stream itself: it is replaced by that
+    argument.
     """
 
     def __init__(self, sublayer: nn.Module) -> None:
@@ -66,6 +68,7 @@ class Neutralised(nn.Module):
         self.extra = 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the sublayer returns, its contribution replaced."""
         output = self.sublayer(*args, **kwargs)
         contribution, *others = output if isinstance(output, tuple) else (output,)
         self.width, self.extra = contribution.shape[-1], len(others)
@@ -83,6 +86,7 @@ class Skipped(nn.Module):
         self.residual, self.width, self.extra = measured.residual, measured.width, measured.extra
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """No contribution, in the sublayer's own form."""
         nothing = _residual(self.residual, args, kwargs)
         if nothing is None:
             hidden: Tensor = args[0] if args else kwargs["hidden_states"]

@@ -1,9 +1,9 @@
 """Finds the attention and MLP sublayers of a model and proves that each can be left out.
 
-Nothing here knows the names of model families. A decoder is the `ModuleList` of as many layers as the
-configuration states; a layer's attention is its child that takes a cache; its MLP is the other child
-that holds weight matrices. Whether leaving them out is sound is then measured on a tiny input, in
-copies that share the model's tensors: see `_Probe`.
+Nothing here knows the names of model families. A decoder is the `ModuleList` of as many layers as
+the configuration states; a layer's attention is its child that takes a cache; its MLP is the other
+child that holds weight matrices. Whether leaving them out is sound is then measured on a tiny
+input, in copies that share the model's tensors: see `_Probe`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Sublayers:
 
 
 def find_sublayers(model: PreTrainedModel) -> Sublayers:
-    """Find the sublayers of `model` and prove, by running it on three tokens, that each is skippable.
+    """Find the sublayers of `model` and prove, by running it on three tokens, that all can go.
 
     The model is not changed.
 
@@ -141,10 +141,12 @@ def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
 def _decoder_layers(model: PreTrainedModel) -> tuple[tuple[str, ...], nn.ModuleList]:
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            if all(any(map(_takes_cache, layer.children())) for layer in module):
-                return tuple(name.split(".")), module
-    raise _unsupported(model, f"no list of {depth} decoder layers with an attention child was found")
+        is_stack = isinstance(module, nn.ModuleList) and len(module) == depth
+        if is_stack and all(any(map(_takes_cache, layer.children())) for layer in module):
+            return tuple(name.split(".")), module
+    raise _unsupported(
+        model, f"no list of {depth} decoder layers with an attention child was found"
+    )
 
 
 def _takes_cache(module: nn.Module) -> bool:
@@ -163,7 +165,9 @@ def _identify(layer: nn.Module) -> tuple[str, str]:
         raise UnsupportedModel(f"there are {len(attention)} attention modules, not one")
     if not others:
         raise UnsupportedModel("there is no MLP beside the attention")
-    return attention[0], others[-1]  # an MLP given as separate matrices (opt's) ends in its last one
+    return attention[0], others[
+        -1
+    ]  # an MLP given as separate matrices (opt's) ends in its last one
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
@@ -203,7 +207,8 @@ class _Probe(nn.Module):
 
         def run(stubs: Mapping[str, nn.Module]) -> Tensor:
             output = shared_copy(self.layer, stubs)(hidden, *args, **kwargs)
-            return output[0] if isinstance(output, tuple) else output
+            result: Tensor = output[0] if isinstance(output, tuple) else output
+            return result
 
         attention, mlp = _identify(self.layer)
         without_attention = _stand_ins(self.layer, attention, mlp, run)
@@ -221,8 +226,11 @@ class _Probe(nn.Module):
 def _stand_ins(
     layer: nn.Module, sublayer: str, other: str, run: Callable[[Mapping[str, nn.Module]], Tensor]
 ) -> dict[str, nn.Module]:
-    """What to replace so that `sublayer` costs nothing and the layer returns what it would with the
-    sublayer's contribution taken out."""
+    """What to replace so that `sublayer` costs nothing and contributes nothing.
+
+    Sound if the layer then returns what it does with the sublayer run and its contribution taken
+    out. Other children that can be replaced without changing that serve only this sublayer.
+    """
     neutral = Neutralised(layer.get_submodule(sublayer))
     expected = run({sublayer: neutral})
     stubs: dict[str, nn.Module] = {sublayer: Skipped(neutral)}

@@ -9,7 +9,7 @@ from swift_sd.model.view import View
 
 
 class Target(View):
-    """Reads the prompt and verifies drafts; what it commits is what plain decoding would compute."""
+    """Reads prompts and verifies drafts; what it commits is what plain decoding computes."""
 
     def prefill(self, tokens: Tensor, cache: KVCache, chunk: int | None = None) -> Tensor:
         """Read the part of the prompt that is not in `cache` yet, and commit it.
@@ -21,7 +21,9 @@ class Target(View):
         Returns:
             Logits of the last position, `[batch, vocabulary]`.
         """
-        for piece in tokens.split(chunk or tokens.shape[1], dim=1):
+        size = chunk or tokens.shape[1]
+        for begin in range(0, tokens.shape[1], size):
+            piece = tokens[:, begin : begin + size]
             logits = self.forward(piece, cache, keep=1)
             cache.commit(piece.shape[1])
         cache.compact()

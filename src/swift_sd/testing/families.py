@@ -1,8 +1,9 @@
 """Tiny random causal LMs of many model families, for parity tests.
 
-Weights as freshly initialised (standard deviation 0.02) make every sublayer negligible, so a greedy continuation is one
-token repeated whatever the layers do, and a test on it proves nothing.  Here every matrix keeps the scale of its input,
-norm weights and biases are jittered so that a forgotten one shows, and the head is not tied to the embedding.
+Weights as freshly initialised (standard deviation 0.02) make every sublayer negligible, so a greedy
+continuation is one token repeated whatever the layers do, and a test on it proves nothing.  Here
+every matrix keeps the scale of its input, norm weights and biases are jittered so that a forgotten
+one shows, and the head is not tied to the embedding.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 # Sublayers add vectors of about unit size to the embedding: at 2 they matter, and do not drown it.
-# Gemmas multiply the embedding by sqrt(hidden_size); squared activations make larger sublayer outputs.
+# Gemmas multiply the embedding by sqrt(hidden_size); squared activations make larger outputs.
 _EMBEDDING_STD = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "recurrent_gemma"), 0.5),
     **{"persimmon": 4.0, "nemotron": 10.0},
@@ -132,7 +133,8 @@ def tiny_model(
     config = AutoConfig.for_model(family, **values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
+        auto_class: Any = AutoModelForCausalLM  # transformers leaves it untyped
+        model = auto_class.from_config(
             config, dtype=torch.float32, attn_implementation=attn_implementation
         )
         _randomise(model, _EMBEDDING_STD.get(family, 2.0))
@@ -156,7 +158,7 @@ def _config_values(family: str, layers: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _randomise(model: PreTrainedModel, embedding_std: float) -> None:
+def _randomise(model: Any, embedding_std: float) -> None:
     """Redraw the matrices and shift the vectors, so that every parameter matters."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings().weight
@@ -165,9 +167,9 @@ def _randomise(model: PreTrainedModel, embedding_std: float) -> None:
             nn.init.normal_(parameter, std=embedding_std)
         elif parameter is head:
             nn.init.normal_(parameter, std=_HEAD_STD)
-            parameter[EOS_ID] *= 0.5  # ends a sequence now and then, not all the time
+            parameter[EOS_ID].mul_(0.5)  # ends a sequence now and then, not all the time
         elif parameter.dim() >= 2:
             fan = sum(parameter.shape[-2:]) / 2  # also right for matrices stored transposed
             nn.init.normal_(parameter, std=fan**-0.5)
         else:  # norm weights, biases
-            parameter += _VECTOR_STD * torch.randn_like(parameter)
+            parameter.add_(_VECTOR_STD * torch.randn_like(parameter))

@@ -25,16 +25,18 @@ def planted_model(
 ) -> tuple[PreTrainedModel, frozenset[int]]:
     """Deepen a copy of `model` by layers that contribute almost nothing.
 
-    Each planted layer sits at a random place strictly between the first and the last layer.  It is a copy of a random
-    layer of `model`, with the output projections of its attention and of its MLP multiplied by `scale`.  Skipping the
-    planted layers therefore hardly changes the output, while computing them costs as much as any layer.
+    Each planted layer sits at a random place strictly between the first and the last layer.  It is
+    a copy of a random layer of `model`, with the output projections of its attention and of its MLP
+    multiplied by `scale`.  Skipping the planted layers therefore hardly changes the output, while
+    computing them costs as much as any layer.
 
-    `model` itself is not changed, and no tensor is shared with it.  The deepened model is meant to be used in memory:
-    settings that tell sparse from dense layers by their index (`mlp_only_layers`, `first_k_dense_replace`) are left
-    alone, so that a saved model of such a family does not load again.
+    `model` itself is not changed, and no tensor is shared with it.  Settings that tell sparse from
+    dense layers by index (`mlp_only_layers`, `first_k_dense_replace`) are left alone: a model that
+    mixes the two works in memory, but does not load again after saving.
 
     Args:
-        model: a decoder-only model whose layers add the outputs of attention and MLP to the residual stream.
+        model: a decoder-only model whose layers add the outputs of attention and MLP to the
+            residual stream.
         extra_layers: how many layers to plant, at least 1.
         seed: seed of the places and of the copied layers.
         scale: factor on the output projections; 0 makes the planted layers exact identities.
@@ -43,9 +45,10 @@ def planted_model(
         The deepened model, and the indices of the planted layers among its layers.
 
     Raises:
-        ValueError: `extra_layers` is below 1; the model has fewer than two layers; a layer has no output projection
-            known here; or the logits move by more than 5 % of their standard deviation (root mean square over the
-            vocabulary, median over eight tokens), as they do where a norm after the sublayer undoes the scaling.
+        ValueError: `extra_layers` is below 1; the model has fewer than two layers; a layer has no
+            output projection known here; or the logits move by more than 5 % of their standard
+            deviation (root mean square over the vocabulary, median over eight tokens), as they do
+            where a norm after the sublayer undoes the scaling.
     """
     if extra_layers < 1:
         raise ValueError(f"extra_layers must be at least 1, got {extra_layers}")
@@ -73,7 +76,7 @@ def planted_model(
 
 
 def _draw_places(draw: random.Random, *, depth: int, extra: int) -> list[int]:
-    """Ascending indices of the planted layers among all `depth + extra`; never the first, never the last."""
+    """Ascending indices of the planted layers among all `depth + extra`, both ends excluded."""
     return sorted(draw.sample(range(1, depth + extra - 1), k=extra))
 
 
@@ -86,8 +89,8 @@ def _decoder_layers(model: PreTrainedModel, config: PreTrainedConfig) -> nn.Modu
                 break
             return module
     raise ValueError(
-        f"cannot plant layers in a {config.model_type} model: found no list of {depth} decoder layers with room "
-        "between a first and a last one; use a decoder-only model of two layers or more"
+        f"cannot plant layers in a {config.model_type} model: found no list of {depth} decoder "
+        "layers with a first and a last one; use a decoder-only model of two layers or more"
     )
 
 
@@ -102,8 +105,8 @@ def _output_projections(layer: nn.Module, family: str) -> list[nn.Parameter]:
         if not parameters:
             kind = "attention" if is_attention else "MLP"
             raise ValueError(
-                f"cannot plant layers in a {family} model: a layer has no {kind} output projection named "
-                f"one of {sorted(_OUTPUT_PROJECTIONS)}; use a family such as llama, qwen2 or gpt2"
+                f"cannot plant layers in a {family} model: a layer has no {kind} output projection "
+                f"named one of {sorted(_OUTPUT_PROJECTIONS)}; use a family such as llama or gpt2"
             )
     return found[True] + found[False]
 
@@ -119,11 +122,11 @@ def _renumber(layers: nn.ModuleList) -> None:
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                setattr(module, "layer_idx", index)  # noqa: B010 (unknown to nn.Module's types)
 
 
 def _extend_config(config: PreTrainedConfig, origins: list[int], *, depth: int) -> None:
-    """Set the new depth, and repeat the entries of the copied layers in lists with one entry a layer."""
+    """Set the new depth, and let lists with one entry a layer follow the copied layers."""
     for name, values in _per_layer_lists(config, depth):
         setattr(config, name, [values[origin] for origin in origins])
     config.num_hidden_layers = len(origins)
@@ -147,10 +150,12 @@ def _require_close_logits(
         model(input_ids=input_ids, use_cache=False).logits.float() for model in (original, deepened)
     )  # [1, 8, vocab]
     by_token = (actual - expected).square().mean(dim=-1).sqrt() / expected.std()  # [1, 8]
-    moved = by_token.median().item()  # a median, as a tiny change may reroute a token to other experts
+    # A median, as the tiniest change may send a token to other experts.
+    moved = by_token.median().item()
     if not moved <= _TOLERANCE:
         raise ValueError(
-            f"cannot plant layers in this {config.model_type} model: the deepened model's logits differ by "
-            f"{moved:.1%}, so the planted layers are not superfluous. A norm after the sublayer (gemma2, olmo2) undoes "
-            "the scaling: use a pre-norm family such as llama, qwen2 or gpt2; otherwise use a smaller scale"
+            f"cannot plant layers in a {config.model_type} model: the logits move by {moved:.1%} "
+            "of their spread, so the planted layers are not superfluous. A norm after the "
+            "sublayer, as in gemma2 or olmo2, undoes the scaling: use a pre-norm family such as "
+            "llama or gpt2. In a pre-norm family, use a smaller scale"
         )

@@ -1,0 +1,66 @@
+"""A response's figures in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BAR = 24  # characters of the longest bar in the histogram
+
+
+def describe(summary: dict[str, Any], plain_step: float) -> str:
+    """What happened in one response and whether drafting paid, in a few lines.
+
+    Args:
+        summary: from `Trace.summary()`.
+        plain_step: measured seconds of a step without drafting.
+    """
+    tokens, seconds = summary["new_tokens"], summary["seconds"]
+    if not tokens:
+        return "no tokens were generated"
+    lines = [f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens/s"]
+    if summary["drafted_tokens"]:
+        lines += _drafting(summary)
+    lines.append(_times(summary["time_split"], seconds))
+    lines.append(_verdict(summary, plain_step))
+    return "\n".join(lines)
+
+
+def _drafting(summary: dict[str, Any]) -> list[str]:
+    skipped = summary["layer_set"]
+    histogram: dict[int, int] = summary["accepted_histogram"]
+    most = max(histogram.values())
+    return [
+        f"drafted with {len(skipped['attention'])} attention and {len(skipped['mlp'])} MLP "
+        f"sublayers skipped: {summary['accepted_tokens']} of {summary['drafted_tokens']} draft "
+        f"tokens accepted ({summary['acceptance_rate']:.0%}), "
+        f"{summary['tokens_per_forward']:.2f} tokens per forward of the full model",
+        "accepted per draft:",
+        *(
+            f"  {accepted:3d} {'█' * max(1, round(BAR * count / most))} {count}"
+            for accepted, count in histogram.items()
+        ),
+    ]
+
+
+def _times(split: dict[str, float], seconds: float) -> str:
+    shares = [f"{name} {part / seconds:.0%}" for name, part in split.items() if part]
+    return "time: " + ", ".join(shares)
+
+
+def _verdict(summary: dict[str, Any], plain_step: float) -> str:
+    decoding = summary["seconds"] - summary["time_split"]["prefill"]
+    if summary["new_tokens"] < 2:
+        return "too short to say whether drafting pays"
+    step = decoding / (summary["new_tokens"] - 1)
+    measured = (
+        f"{step * 1e3:.0f} ms a token; plain steps, measured afterwards: {plain_step * 1e3:.0f} ms"
+    )
+    if not summary["drafted_tokens"]:
+        return f"decoded without drafting: {measured}"
+    ratio = plain_step / step
+    if ratio > 1:
+        return f"drafting paid, {ratio:.2f}x plain decoding: {measured}"
+    return (
+        f"drafting did NOT pay, {ratio:.2f}x plain decoding: {measured}. "
+        "Skip less (a smaller layer set), or decode with --plain / SwiftConfig.plain()"
+    )
