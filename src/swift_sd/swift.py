@@ -64,10 +64,10 @@ class Swift:
         config: SwiftConfig | None = None,
     ) -> None:
         self.model = model
-        self._generate: Any = model.generate
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
+        self._generate: Any = model.generate
         layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
         self._target = Target(model)
         self._drafter = LayerSkipDrafter(

@@ -95,7 +95,10 @@ class LayerBuffer:
         """Start from the last rows of a prefix of `length` positions, which are copied."""
         self.origin = length - keys.shape[2]
         self._make_room(keys, values, self.origin, length, self.origin, reserve)
-        self.write(keys, values, self.origin, self.origin, reserve)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.narrow(2, 0, keys.shape[2]).copy_(keys)
+        self.values.narrow(2, 0, values.shape[2]).copy_(values)
 
     def tail(self, length: int) -> tuple[Tensor, Tensor]:
         """Copies of the rows below position `length` that later queries can still see."""
@@ -185,6 +188,8 @@ def read_prefix(source: Any, cache: KVCache) -> None:
 
 def write_back(cache: KVCache, target: Any) -> None:
     """Make a transformers `DynamicCache` hold what is committed, as its own forward would have."""
+    if not cache.committed:  # stopped before the prompt was read: some layers have no rows at all
+        return
     for buffer, layer in zip(cache.buffers, target.layers, strict=True):
         keys, values = buffer.tail(cache.committed)
         if not layer.is_initialized:

@@ -62,7 +62,8 @@ class Request:
         """
         _refuse_options(options)
         _refuse_model_kwargs(model_kwargs)
-        past = _past(model_kwargs.get("past_key_values"))
+        depth = model.config.get_text_config(decoder=True).num_hidden_layers
+        past = _past(model_kwargs.get("past_key_values"), depth)
         tokens = tokens.to(model.device)
         unread = _unread(tokens, past, model_kwargs.get("attention_mask"), options)
         _check_lengths(model, unread.shape[1] + past.get_seq_length(), options)
@@ -135,13 +136,16 @@ def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
             raise _refuse(name, shown, "swift-sd passes token ids only to the model")
 
 
-def _past(cache: Any) -> DynamicCache:
+def _past(cache: Any, depth: int) -> DynamicCache:
     if cache is None:
         raise UnsupportedArgument("past_key_values", "the model keeps no cache that can be shared")
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         raise _refuse(
             "past_key_values", f"<{type(cache).__name__}>", "only a DynamicCache can be continued"
         )
+    if not cache.layers:  # made without a config, it would add them when they are written
+        new_layer: Any = cache.layer_class_to_replicate
+        cache.layers.extend(new_layer() for _ in range(depth))
     return cache
 
 
@@ -163,8 +167,9 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: Generatio
                 f"past_key_values holds {held} tokens, all of the prompt; crop it by one at least"
             )
         return tokens[:, held:] if is_whole else tokens
-    first = int(mask[0].argmax())
-    if held or not bool(mask[0, first:].all()) or mask.shape[1] != tokens.shape[1]:
+    visible = mask[0] != 0
+    first = int(visible.long().argmax())  # a mask may be of any type; argmax takes no bool
+    if held or not bool(visible[first:].all()) or mask.shape[1] != tokens.shape[1]:
         raise UnsupportedArgument(
             "attention_mask",
             "attention_mask hides tokens other than padding on the left; pass a mask of ones "

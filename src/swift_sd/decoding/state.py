@@ -39,7 +39,7 @@ class DecodingState:
         self.logits: list[Tensor] | None = [] if keep_logits else None
         self.finished = False
         self._length = tokens.shape[1]
-        self._ids = torch.empty(1, self._length + GROWTH, dtype=torch.long, device=tokens.device)
+        self._ids = _room(self._length + GROWTH, tokens)
         self._ids[:, : self._length] = tokens
 
     @property
@@ -91,6 +91,12 @@ class DecodingState:
 
     def _make_room(self, end: int) -> None:
         if end > self._ids.shape[1]:
-            wider = self._ids.new_empty(1, end + max(GROWTH, self._length))
+            wider = _room(end + max(GROWTH, self._length), self._ids)
             wider[:, : self._length] = self.tokens
             self._ids = wider
+
+
+def _room(count: int, like: Tensor) -> Tensor:
+    """Storage for ids that can be written to whether or not the caller is in inference mode."""
+    with torch.inference_mode(False):
+        return torch.empty(1, count, dtype=torch.long, device=like.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
@@ -30,5 +31,8 @@ class Stopping:
         Args:
             scores: one `[1, vocabulary]` per new token, if they are being recorded.
         """
-        verdicts = [bool(criterion(tokens, scores).all()) for criterion in self._others]
+        # As tensors: many users' criteria return a plain bool, which transformers takes too.
+        verdicts = [
+            bool(torch.as_tensor(criterion(tokens, scores)).all()) for criterion in self._others
+        ]
         return any(verdicts) or self.room(tokens.shape[1]) <= 0 or last in self.eos

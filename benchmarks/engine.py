@@ -1,0 +1,239 @@
+"""Is the engine itself cheap? Ratios measured alternately in one process, on a real model.
+
+    make bench-engine                                   # the default model
+    make bench-engine ARGS="--model path/to/model --out benchmarks/results/engine.json"
+
+What is timed is the loop, not the method: prompts and drafts are whatever they are. For the speedup
+of drafting on real questions there is a benchmark of its own.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting.costs import measure_costs
+from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.loading import DEFAULT_MODEL, load
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.sublayers import attention_windows
+from swift_sd.model.view import View
+
+PROMPT = [{"role": "user", "content": "Explain in three sentences why the sky is blue."}]
+CONTEXTS = (256, 8192)
+
+
+@dataclass
+class Figure:
+    """One measured ratio: its values, what it should reach, and in words what it is."""
+
+    name: str
+    values: list[float]
+    goal: str
+    reached: bool
+
+    def row(self) -> list[str]:
+        low, high = min(self.values), max(self.values)
+        spread = f"{low:.3g} to {high:.3g}" if len(self.values) > 1 else "one value"
+        verdict = "yes" if self.reached else "no"
+        return [self.name, f"{median(self.values):.3g}", spread, self.goal, verdict]
+
+    def as_dict(self) -> dict[str, Any]:
+        values = [round(value, 6) for value in self.values]
+        return {"median": median(values), "values": values, "goal": self.goal}
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    begin = perf_counter()
+    call()
+    return perf_counter() - begin
+
+
+class Generation:
+    """The same request, decoded by transformers, by our loop without drafts, and with drafts."""
+
+    def __init__(self, model: Any, tokenizer: Any, tokens: int) -> None:
+        self.plain = Swift(model, tokenizer, SwiftConfig.plain())
+        self.drafting = Swift(model, tokenizer)
+        self.model = model
+        self.request = {
+            **self.plain.encode(PROMPT),
+            "do_sample": False,
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+        }
+
+    def loop_over_transformers(self, repeats: int) -> Figure:
+        ratios = []
+        for _ in track(range(repeats + 1), "plain loop ÷ transformers", transient=True):
+            theirs = seconds(lambda: self.model.generate(**self.request))
+            ours = seconds(lambda: self.plain.generate(**self.request))
+            ratios.append(ours / theirs)
+        values = ratios[1:]  # the first is the warm-up
+        return Figure("plain loop ÷ transformers.generate", values, "≤ 1.00", median(values) <= 1.0)
+
+    def outside_forwards(self, swift: Swift, name: str, repeats: int, goal: float) -> Figure:
+        inside = 0.0
+        forward = View.forward
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            begin = perf_counter()
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                inside += perf_counter() - begin
+
+        shares = []
+        for _ in track(range(repeats), f"outside forwards, {name}", transient=True):
+            inside = 0.0
+            with patch.object(View, "forward", timed):
+                swift.generate(**self.request)
+            assert swift.trace is not None
+            shares.append(1 - inside / swift.trace.seconds)
+        return Figure(f"time outside forwards, {name}", shares, f"≤ {goal}", median(shares) <= goal)
+
+
+def saving_over_cost(swift: Swift, layer_set: LayerSet, name: str, repeats: int) -> Figure:
+    """Time that a one-row forward loses when sublayers are skipped ÷ their measured cost."""
+    model = swift.model
+    whole = DraftView(model, swift.sublayers, LayerSet.none(layer_set.depth))
+    skipping = DraftView(model, swift.sublayers, layer_set)
+    cache = KVCache(attention_windows(model), reserve=66)
+    tokens = torch.zeros(1, 64, dtype=torch.long, device=model.device)
+    whole.forward(tokens, cache, keep=1)
+    cache.commit(64)
+
+    def step(view: DraftView) -> float:
+        took = seconds(lambda: view.forward(tokens[:, :1], cache))
+        cache.rollback()
+        return took
+
+    shares = []
+    for _ in track(range(repeats), f"saving, {name}", transient=True):
+        costs = measure_costs(model, swift.sublayers)
+        cost = sum(costs.attention[i] for i in layer_set.attention)
+        cost += sum(costs.mlp[i] for i in layer_set.mlp)
+        pairs = [(step(whole), step(skipping)) for _ in range(9)]
+        shares.append(median(full - short for full, short in pairs) / cost)
+    return Figure(f"saving ÷ cost of sublayers, {name}", shares, "≥ 0.9", median(shares) >= 0.9)
+
+
+def bookkeeping(model: Any, context: int) -> Figure:
+    """Milliseconds of one commit and one rollback behind `context` positions."""
+    cache = KVCache(attention_windows(model), reserve=context + 16)
+    config = model.config.get_text_config(decoder=True)
+    heads = config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rows = torch.zeros(1, heads, context, width, dtype=model.dtype)
+    for layer in range(config.num_hidden_layers):
+        cache.update(rows, rows, layer)
+    cache.advance(context)
+    cache.commit(context)
+
+    def once() -> None:
+        cache.advance(8)
+        cache.commit(4)
+        cache.advance(8)
+        cache.rollback()
+        cache.committed = cache.cursor = context
+
+    values = [1e3 * seconds(once) for _ in range(200)]
+    return Figure(f"commit + rollback at {context}, ms", values, "< 1", median(values) < 1)
+
+
+def peak_memory(model: str, dtype: str, tokens: int) -> Figure:
+    """Peak resident memory of a process that drafts ÷ of one that calls transformers."""
+    peaks = {}
+    for way in ("transformers", "swift"):
+        command = [sys.executable, __file__, "--peak-of", way, "--model", model]
+        command += ["--dtype", dtype, "--tokens", str(tokens)]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[way] = float(result.stdout.strip())
+    ratio = peaks["swift"] / peaks["transformers"]
+    return Figure("peak memory ÷ transformers'", [ratio], "≤ 1.1", ratio <= 1.1)
+
+
+def print_peak(way: str, model_name: str, dtype: str, tokens: int) -> None:
+    model, tokenizer = load(model_name, dtype=dtype)
+    swift = Swift(model, tokenizer)
+    request = {**swift.encode(PROMPT), "do_sample": False, "max_new_tokens": tokens}
+    (model.generate if way == "transformers" else swift.generate)(**request)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def environment(model: Any, name: str) -> dict[str, Any]:
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "model": Path(name).name,
+        "dtype": str(model.dtype),
+        "device": str(model.device),
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main(
+    model: Annotated[str, typer.Option(help="a name, folder or Hub id")] = DEFAULT_MODEL,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")] = "auto",
+    tokens: Annotated[int, typer.Option(help="new tokens of each generation")] = 64,
+    repeats: Annotated[int, typer.Option(help="measurements of each figure")] = 7,
+    out: Annotated[Path | None, typer.Option(help="also write the figures here, as JSON")] = None,
+    peak_of: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Print the engine's overheads as ratios."""
+    if peak_of is not None:
+        print_peak(peak_of, model, dtype, tokens)
+        return
+    console = Console()
+    loaded, tokenizer = load(model, dtype=dtype, on_progress=console.print)
+    runs = Generation(loaded, tokenizer, tokens)
+    depth = runs.plain.sublayers.depth
+    big = sum(parameter.numel() for parameter in loaded.parameters()) > 1e9
+    goal = 0.03 if big else 0.10
+    figures = [
+        runs.loop_over_transformers(repeats),
+        runs.outside_forwards(runs.plain, "no drafting", repeats, goal),
+        runs.outside_forwards(runs.drafting, "drafting", repeats, goal),
+        saving_over_cost(runs.plain, LayerSet.unified(depth), "every second", repeats),
+        saving_over_cost(runs.plain, LayerSet.every(depth), "all allowed", repeats),
+        *(bookkeeping(loaded, context) for context in CONTEXTS),
+        peak_memory(model, dtype, tokens),
+    ]
+    table = Table("figure", "median", "spread", "to reach", "reached", title=Path(model).name)
+    for figure in figures:
+        table.add_row(*figure.row())
+    console.print(table)
+    if out is not None:
+        report = {
+            "environment": environment(loaded, model),
+            "settings": {"tokens": tokens, "repeats": repeats},
+            "figures": {figure.name: figure.as_dict() for figure in figures},
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,129 @@
+"""A model in front of which a command works, and one answer of it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from swift_sd.cli.terminal import progress
+from swift_sd.config import SwiftConfig
+from swift_sd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from swift_sd.swift import Messages, Swift
+
+CHATTY = r"(torch|transformers|huggingface_hub|tokenizers)(\.|$)"
+
+
+@contextmanager
+def opened(
+    name: str, *, dtype: str, device: str, config: SwiftConfig | None = None
+) -> Iterator[Swift]:
+    """The model `name` with its tokenizer, ready to draft; transformers is quiet until the end.
+
+    Raises:
+        SwiftError: there is no such model, it is not supported, or it does not fit the settings.
+    """
+    with progress("starting"):
+        from swift_sd import loading
+        from swift_sd.swift import Swift
+    with _quiet_transformers():
+        with progress("loading") as tell:
+            model, tokenizer = loading.load(name, dtype=dtype, device=device, on_progress=tell)
+            tell("looking for sublayers to skip")
+            swift = Swift(model, tokenizer, config)
+        yield swift
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars, advice and warnings of transformers; its settings are put back behind."""
+    from transformers.utils import logging as chatter
+
+    verbosity = chatter.get_verbosity()
+    chatter.set_verbosity(logging.ERROR)
+    hook = chatter.set_tqdm_hook(
+        lambda make_bar, args, kwargs: make_bar(*args, **{**kwargs, "disable": True})
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=CHATTY)
+            yield
+    finally:
+        chatter.set_tqdm_hook(hook)
+        chatter.set_verbosity(verbosity)
+
+
+def set_seed(seed: int | None) -> None:
+    """Make the sampling that follows repeatable, if a seed is given."""
+    import torch
+
+    if seed is not None:
+        torch.manual_seed(seed)
+
+
+def encode(swift: Swift, prompt: str | Messages) -> dict[str, Tensor]:
+    """`swift.encode`, with what a chat template objects to as an error for the user."""
+    import jinja2
+
+    try:
+        return swift.encode(prompt)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"the model's chat template refuses this: {error}") from None
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most tokens that the model can see, if its configuration says so."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def fitting_tokens(swift: Swift, prompt_tokens: int, wanted: int) -> int:
+    """`wanted` new tokens, or as many as the context has room for.
+
+    A prompt that leaves no room at all is left to the library, which refuses it.
+    """
+    context = context_length(swift.model)
+    if context is None or context <= prompt_tokens:
+        return wanted
+    return min(wanted, context - prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out, `interrupted` by Ctrl-C or not."""
+
+    text: str
+    token_ids: list[int]
+    interrupted: bool
+
+
+def stream_answer(
+    swift: Swift, inputs: dict[str, Tensor], arguments: dict[str, Any], write: Callable[[str], None]
+) -> Answer:
+    """Generate, giving each piece of text to `write` at once; Ctrl-C ends it with what there is."""
+    from swift_sd.text import TextPieces
+
+    assert swift.tokenizer is not None  # `opened` always gives one
+    pieces = TextPieces(swift.tokenizer)
+    token_ids: list[int] = []
+    interrupted = False
+    try:
+        for step in swift.steps(**inputs, **arguments):
+            token_ids += step.tokens
+            for piece in pieces.add(step.tokens):
+                write(piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    for piece in pieces.finish():
+        write(piece)
+    text = swift.tokenizer.decode(token_ids, skip_special_tokens=True)
+    assert isinstance(text, str)  # one sequence, not a batch
+    return Answer(text, token_ids, interrupted)

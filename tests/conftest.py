@@ -1,0 +1,74 @@
+"""Fixtures that several test modules share; test modules cannot import each other."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.testing.families import tiny_model
+
+SPECIAL = ("<pad>", "<s>", "</s>")
+CHARACTERS = [chr(code) for code in range(ord(" "), ord("~") + 1)] + ["é", "ß", "\n"]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Each test starts from the same global random state, whatever ran before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def prompt() -> Callable[..., torch.Tensor]:
+    """`prompt(length, seed)`: random ids `[1, length]` without special tokens."""
+
+    def make(length: int = 12, seed: int = 0, vocabulary: int = 101) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(3, vocabulary, (1, length), generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[..., PreTrainedModel]:
+    """`model_of(family)`: a tiny model, built once; tests must not change it."""
+    built: dict[str, PreTrainedModel] = {}
+
+    def get(family: str = "llama") -> PreTrainedModel:
+        if family not in built:
+            built[family] = tiny_model(family)
+        return built[family]
+
+    return get
+
+
+@pytest.fixture
+def swift_of() -> Callable[..., Swift]:
+    """`swift_of(model, skip)`: drafts 6 tokens at a time and never stops early.
+
+    `skip` is the name of a `LayerSet` constructor: with "none" all drafts are accepted, with
+    "every" hardly any.
+    """
+
+    def make(model: PreTrainedModel, skip: str = "unified", drafted: int = 6, **kwargs) -> Swift:
+        layer_set = getattr(LayerSet, skip)(model.config.get_text_config().num_hidden_layers)
+        settings = SwiftConfig(layer_set=layer_set, max_draft_tokens=drafted, early_stop=0)
+        return Swift(model, config=settings, **kwargs)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; as many as the tiny models' vocabulary has."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *CHARACTERS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )

@@ -1,0 +1,93 @@
+"""End to end: what a tiny model samples through drafts follows its exact joint distribution."""
+
+import itertools
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
+
+from swift_sd import LayerSet
+from swift_sd.decoding.loop import decode
+from swift_sd.decoding.request import Request
+from swift_sd.drafting.layer_skip import LayerSkipDrafter
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.target import Target
+from swift_sd.testing.families import tiny_model
+
+VOCABULARY, NEW, SAMPLES, LAYERS = 7, 3, 20_000, 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", layers=LAYERS, vocab_size=VOCABULARY)
+
+
+def exact(model, ids, processors):
+    """Probability of each continuation of `NEW` tokens, `[vocabulary] * NEW`, float64."""
+    joint = torch.ones((), dtype=torch.float64)
+    for length in range(NEW):
+        prefixes = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=length)))
+        rows = torch.cat([ids.expand(len(prefixes), -1), prefixes.long()], dim=1)
+        with torch.no_grad():
+            logits = model(rows).logits[:, -1]
+        conditional = processors(rows, logits).double().softmax(dim=-1)
+        joint = joint.unsqueeze(-1) * conditional.view([VOCABULARY] * (length + 1))
+    return joint.flatten()
+
+
+def prepared(model, ids, **arguments):
+    """What `generate` makes of the arguments, once for all samples."""
+
+    def capture(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        return Request.checked(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, kwargs
+        )
+
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        custom_generate=capture,
+        do_sample=True,
+        max_new_tokens=NEW,
+        eos_token_id=None,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "processors"),
+    [
+        ({"temperature": 1.0, "top_k": 0}, []),
+        ({"temperature": 1.6, "top_k": 4}, [TemperatureLogitsWarper(1.6), TopKLogitsWarper(4)]),
+    ],
+    ids=["unwarped", "warped"],
+)
+def test_samples_fit_the_joint_distribution(model, arguments, processors):
+    ids = torch.tensor([[3, 5, 4, 6]])
+    expected = exact(model, ids, LogitsProcessorList(processors))
+    # Both sublayers of the only inner layer are skipped: drafts are often refused.
+    view = DraftView(model, find_sublayers(model), LayerSet.every(LAYERS))
+    drafter = LayerSkipDrafter(view, early_stop=0.0)
+    request = prepared(model, ids, **arguments)
+    torch.manual_seed(0)
+    counts = torch.zeros(VOCABULARY**NEW)
+    drafted = accepted = 0
+    for _ in range(SAMPLES):
+        steps = list(decode(Target(model), drafter, request.start(), ids, max_draft_tokens=2))
+        a, b, c = (token for step in steps for token in step.tokens)
+        counts[(a * VOCABULARY + b) * VOCABULARY + c] += 1
+        drafted += sum(step.drafted for step in steps)
+        accepted += sum(step.accepted for step in steps)
+    assert 0.1 < accepted / drafted < 0.9, "the test must see both acceptance and refusal"
+
+    impossible = expected == 0
+    assert counts[impossible].sum() == 0
+    # Outcomes too rare for the chi-square approximation are counted as one.
+    common = expected * SAMPLES >= 5
+    observed = torch.cat([counts[common], counts[~common].sum().view(1)]).double()
+    predicted = torch.cat([expected[common], expected[~common].sum().view(1)]) * SAMPLES
+    keep = predicted > 0
+    result = chisquare(observed[keep].numpy(), predicted[keep].numpy())
+    assert result.pvalue > 1e-3
