@@ -1,6 +1,11 @@
 """Fixtures that several test modules share; test modules cannot import each other."""
 
+import os
 from collections.abc import Callable, Iterator
+
+# Test processes share the cores, and so do the commands they start: several threads in each would
+# only wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -12,6 +17,12 @@ from swift_sd.testing.families import tiny_model
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 CHARACTERS = [chr(code) for code in range(ord(" "), ord("~") + 1)] + ["é", "ß", "\n"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """In case torch was imported before this file."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
