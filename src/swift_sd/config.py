@@ -37,7 +37,8 @@ class SwiftConfig:
             raise ConfigError(
                 f"max_draft_tokens is {count}; give 0 (plain decoding) to {MAX_DRAFT_TOKENS}"
             )
-        if not isinstance(threshold, int | float) or not math.isfinite(threshold):
+        is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if not is_number or not math.isfinite(threshold):
             raise ConfigError(f"early_stop is {threshold!r}; give a probability from 0 to 1")
         if not 0 <= threshold <= 1:
             raise ConfigError(f"early_stop is {threshold}; give a probability from 0 to 1")

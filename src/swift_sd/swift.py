@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Generator, Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -24,14 +25,14 @@ from swift_sd.adapting.costs import Costs, measure_costs
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.kv_cache import write_back
 from swift_sd.decoding.loop import decode
-from swift_sd.decoding.request import Request
+from swift_sd.decoding.request import Request, context_length
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.layer_set import LayerSet
-from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.sublayers import check_mode, find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
@@ -63,16 +64,14 @@ class Swift:
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: SwiftConfig | None = None,
     ) -> None:
+        _check_types(model, tokenizer, config)
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
+        self.layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
+        DraftView(model, self.sublayers, self.layer_set)  # complains now if they do not fit
         self._generate: Any = model.generate
-        layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
-        self._target = Target(model)
-        self._drafter = LayerSkipDrafter(
-            DraftView(model, self.sublayers, layer_set), self.config.early_stop
-        )
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -81,8 +80,18 @@ class Swift:
         """The record of the response that was started last; None before the first."""
         return self._trace
 
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens, prompt included, that the model was made for; None if not known."""
+        return context_length(self.model)
+
     def generate(
-        self, inputs: Tensor | None = None, *, streamer: BaseStreamer | None = None, **kwargs: Any
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """As `model.generate`, with the same arguments and the same result.
 
@@ -91,7 +100,7 @@ class Swift:
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
         method = partial(self.__call__, token_streamer=streamer)
-        arguments = self._with_stop_strings(kwargs)
+        arguments = self._with_stop_strings({**kwargs, "generation_config": generation_config})
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
         output: Tensor | GenerateDecoderOnlyOutput = self._generate(
@@ -99,11 +108,13 @@ class Swift:
         )
         return output
 
-    def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Iterator[Step]:
+    def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Generator[Step]:
         """As `generate`, yielding each round of the loop when it is done.
 
-        Nothing runs between rounds; the iterator may be closed at any time.
+        Nothing runs between rounds; the generator may be closed at any time.
         """
+        if kwargs.get("streamer") is not None:
+            raise UnsupportedArgument("streamer", "streamer goes with generate; steps are a stream")
         arguments = self._with_stop_strings(kwargs)
         request = self._generate(inputs, custom_generate=self._prepare, **arguments)
         return self._run(request, request.start())
@@ -179,7 +190,7 @@ class Swift:
             sequences=sequences,
             scores=scores,
             logits=logits,
-            past_key_values=request.past_key_values,
+            past_key_values=request.past_key_values if request.keeps_cache else None,
         )
 
     def costs(self, context: int = 64) -> Costs:
@@ -215,17 +226,20 @@ class Swift:
             raise ConfigError(
                 "this Swift was made for another model object; make one with Swift(model)"
             )
+        check_mode(model)
         return Request.checked(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
 
-    def _run(self, request: Request, state: DecodingState) -> Iterator[Step]:
+    def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
-        view = self._drafter.view
-        trace = self._trace = Trace(view.layer_set)
+        # A view of its own for each response: they share nothing that changes, and each sees the
+        # model as it is now.
+        view = DraftView(self.model, self.sublayers, self.layer_set)
+        trace = self._trace = Trace(self.layer_set)
         rounds = decode(
-            self._target,
-            self._drafter,
+            Target(self.model),
+            LayerSkipDrafter(view, self.config.early_stop),
             state,
             request.unread,
             self.config.max_draft_tokens,
@@ -260,11 +274,26 @@ class Swift:
             )
         arguments = dict(kwargs)
         tokenizer = arguments.pop("tokenizer", None) or self.tokenizer
-        strings = arguments.pop("stop_strings", None)
+        config = arguments.get("generation_config") or self.model.generation_config
+        strings = arguments.pop("stop_strings", None) or config.stop_strings
         if strings is None:
             return arguments
+        arguments["generation_config"] = copy.deepcopy(config)
+        arguments["generation_config"].stop_strings = None
         if tokenizer is None:
             raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
         criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
         criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
         return {**arguments, "stopping_criteria": criteria}
+
+
+def _check_types(model: Any, tokenizer: Any, config: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give a transformers model "
+            "(AutoModelForCausalLM.from_pretrained loads one)"
+        )
+    if isinstance(tokenizer, SwiftConfig):
+        raise ConfigError("a SwiftConfig was given as the tokenizer; write config=…")
+    if config is not None and not isinstance(config, SwiftConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; give a SwiftConfig")

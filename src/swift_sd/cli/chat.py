@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from swift_sd.cli import options
 from swift_sd.cli.session import (
-    context_length,
     encode,
     fitting_tokens,
     opened,
@@ -148,7 +147,7 @@ class Chat:
         )
         write("\n")
         if len(answer.token_ids) == room < self._max_new_tokens:
-            context = context_length(self._swift.model)
+            context = self._swift.context_length
             note(f"the model's context of {context} tokens is full; /reset starts a new one")
         return answer
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from swift_sd.cli import options
-from swift_sd.cli.session import context_length, opened
+from swift_sd.cli.session import opened
 from swift_sd.cli.terminal import progress
 from swift_sd.errors import ConfigError
 from swift_sd.loading import DEFAULT_MODEL
@@ -42,7 +42,7 @@ def inspect(
 ) -> None:
     """Show a model's sublayers, which can be skipped, and what each costs on this machine."""
     with opened(model, dtype=dtype, device=device) as swift:
-        longest = context_length(swift.model)
+        longest = swift.context_length
         if longest is not None and context >= longest:
             raise ConfigError(f"--context is {context}, the model's is {longest}: give less")
         with progress("measuring"):
@@ -62,7 +62,7 @@ def _identity(swift: Swift) -> dict[str, Any]:
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "max_context": context_length(model),
+        "max_context": swift.context_length,
     }
 
 

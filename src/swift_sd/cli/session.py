@@ -15,7 +15,6 @@ from swift_sd.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from swift_sd.swift import Messages, Swift
 
@@ -79,18 +78,12 @@ def encode(swift: Swift, prompt: str | Messages) -> dict[str, Tensor]:
         raise ConfigError(f"the model's chat template refuses this: {error}") from None
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model can see, if its configuration says so."""
-    config = model.config.get_text_config(decoder=True)
-    return getattr(config, "max_position_embeddings", None)
-
-
 def fitting_tokens(swift: Swift, prompt_tokens: int, wanted: int) -> int:
     """`wanted` new tokens, or as many as the context has room for.
 
     A prompt that leaves no room at all is left to the library, which refuses it.
     """
-    context = context_length(swift.model)
+    context = swift.context_length
     if context is None or context <= prompt_tokens:
         return wanted
     return min(wanted, context - prompt_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     Cache,
@@ -65,15 +66,25 @@ class Request:
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
         past = _past(model_kwargs.get("past_key_values"), depth)
         tokens = tokens.to(model.device)
-        unread = _unread(tokens, past, model_kwargs.get("attention_mask"), options)
+        mask = model_kwargs.get("attention_mask")
+        unread = _unread(tokens, past, mask, options)
+        if mask is None:  # with padding transformers counts the positions from behind it, as we do
+            _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
+        elif getattr(past, "_is_user_defined", False):
+            raise _refuse("past_key_values", "<cache>", "the prompt has padding, which is not kept")
         _check_lengths(model, unread.shape[1] + past.get_seq_length(), options)
         return cls(tokens, unread, past, processors, criteria, options)
 
     @property
     def keeps_cache(self) -> bool:
-        """Whether anyone looks at `past_key_values` afterwards."""
+        """Whether anyone looks at `past_key_values` afterwards, and it can be given to them.
+
+        Padding is not read, so that a cache without it would not fit the ids that it is returned
+        with.
+        """
         is_users = getattr(self.past_key_values, "_is_user_defined", False)
-        return bool(is_users or self.options.return_dict_in_generate)
+        is_whole = self.unread.shape[1] == self.tokens.shape[1]
+        return bool(is_users or (self.options.return_dict_in_generate and is_whole))
 
     def start(self) -> DecodingState:
         """A fresh state for the loop; a prefix given by the user is copied into its cache."""
@@ -169,7 +180,7 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: Generatio
         return tokens[:, held:] if is_whole else tokens
     visible = mask[0] != 0
     first = int(visible.long().argmax())  # a mask may be of any type; argmax takes no bool
-    if held or not bool(visible[first:].all()) or mask.shape[1] != tokens.shape[1]:
+    if not bool(visible[first:].all()) or mask.shape[1] != tokens.shape[1]:
         raise UnsupportedArgument(
             "attention_mask",
             "attention_mask hides tokens other than padding on the left; pass a mask of ones "
@@ -178,13 +189,29 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: Generatio
     return tokens[:, first:]
 
 
+def _check_positions(positions: Tensor | None, held: int, unread: Tensor) -> None:
+    """Positions are counted from 0; others cannot be honoured."""
+    if positions is None:
+        return
+    count = unread.shape[1]
+    counted = torch.arange(held, held + count, device=positions.device)
+    if positions.shape[-1] < count or not bool((positions[..., -count:] == counted).all()):
+        raise _refuse("position_ids", "<Tensor>", "swift-sd counts positions from 0")
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that the model was made for; None if its configuration does not say."""
+    config = model.config.get_text_config(decoder=True)
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    return length
+
+
 def _check_lengths(model: PreTrainedModel, length: int, options: GenerationConfig) -> None:
     config = model.config.get_text_config(decoder=True)
-    context = getattr(config, "max_position_embeddings", None)
-    if context is not None and length >= context:
+    context = context_length(model)
+    if context is not None and length > context:
         raise PromptError(
-            f"the prompt has {length} tokens and the model's context is {context}; shorten it to "
-            f"{context - 1} at most"
+            f"the prompt has {length} tokens and the model's context is {context}; shorten it"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     trained = rope.get("original_max_position_embeddings") or context

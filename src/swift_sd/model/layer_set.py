@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,20 +33,24 @@ class LayerSet:
     mlp: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        if not _is_count(self.depth) or self.depth < 1:
+        depth = _whole(self.depth)
+        if depth is None or depth < 1:
             raise LayerSetError(f"depth is {self.depth!r}; it must be the model's number of layers")
+        object.__setattr__(self, "depth", depth)
         for kind in ("attention", "mlp"):
             object.__setattr__(self, kind, self._checked(kind, getattr(self, kind)))
 
     def _checked(self, kind: str, layers: Iterable[int]) -> frozenset[int]:
-        chosen = list(layers)
-        for layer in chosen:
-            if not _is_count(layer) or not 1 <= layer <= self.depth - 2:
+        if not isinstance(layers, Iterable):
+            raise LayerSetError(f"{kind} is {layers!r}; give a list of layers")
+        chosen = [(layer, _whole(layer)) for layer in layers]
+        for given, layer in chosen:
+            if layer is None or not 1 <= layer <= self.depth - 2:
                 raise LayerSetError(
-                    f"{kind} layer {layer!r} cannot be skipped: a model of {self.depth} layers may "
+                    f"{kind} layer {given!r} cannot be skipped: a model of {self.depth} layers may "
                     f"skip layers 1 to {self.depth - 2} (never the first and the last)"
                 )
-        return frozenset(chosen)
+        return frozenset(layer for _, layer in chosen if layer is not None)
 
     @classmethod
     def none(cls, depth: int) -> LayerSet:
@@ -55,14 +60,14 @@ class LayerSet:
     @classmethod
     def every(cls, depth: int) -> LayerSet:
         """All that may be skipped: only the first and the last layer remain."""
-        inner = frozenset(range(1, depth - 1))
-        return cls(depth, inner, inner)
+        inner = range(1, cls(depth).depth - 1)
+        return cls(depth, frozenset(inner), frozenset(inner))
 
     @classmethod
     def unified(cls, depth: int) -> LayerSet:
         """The paper's start: both sublayers of every second layer, 1, 3, 5 … (SWIFT, 4.1)."""
-        odd = frozenset(range(1, depth - 1, 2))
-        return cls(depth, odd, odd)
+        odd = range(1, cls(depth).depth - 1, 2)
+        return cls(depth, frozenset(odd), frozenset(odd))
 
     @property
     def skip_ratio(self) -> float:
@@ -130,8 +135,12 @@ class LayerSet:
             raise LayerSetError(f"{path}: {error}") from None
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: Any) -> int | None:
+    """`value` as a Python integer, numpy's kinds included; None if it is no whole number."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _shortened(value: Any, limit: int = 60) -> str:

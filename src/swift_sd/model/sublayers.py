@@ -118,8 +118,7 @@ def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
         raise UnsupportedModel(
             "the model is spread over devices or offloaded; load it on one, e.g. device_map=0"
         )
-    if model.training:
-        raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
+    check_mode(model)
     if getattr(config, "num_kv_shared_layers", 0) or getattr(config, "kv_sharing_modes", None):
         raise _unsupported(model, "some of its layers read the keys and values of other layers")
     foreign = {
@@ -132,6 +131,16 @@ def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
         raise _unsupported(
             model, f"it keeps a state that drafts cannot be taken back from (layers: {kinds})"
         )
+
+
+def check_mode(model: PreTrainedModel) -> None:
+    """Refuse a model whose dropout is on: what it computes twice would differ.
+
+    Raises:
+        UnsupportedModel: `model.training` is true.
+    """
+    if model.training:
+        raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
 
 
 def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:

@@ -42,7 +42,7 @@ class ScriptedModel(nn.Module):
         held = len(seen) - input_ids.shape[1]
         places = range(held + 1, len(seen) + 1)
         logits: torch.Tensor = torch.stack([self.next_logits(tuple(seen[:end])) for end in places])
-        return CausalLMOutputWithPast(logits=logits.unsqueeze(0))  # type: ignore[arg-type]
+        return CausalLMOutputWithPast(logits=logits.unsqueeze(0))
 
 
 def scripted_target(next_logits: Next) -> Target:

@@ -1,0 +1,119 @@
+"""Corners of `generate` that are easy to get silently wrong."""
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig, TextStreamer
+
+from swift_sd import (
+    ConfigError,
+    LayerSet,
+    LayerSetError,
+    Swift,
+    SwiftConfig,
+    UnsupportedArgument,
+    UnsupportedModel,
+)
+from swift_sd.testing.families import tiny_model
+
+GREEDY = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+
+
+def test_positions_other_than_the_counted_ones_are_refused(model_of, swift_of, prompt):
+    swift, ids = swift_of(model_of("gpt2")), prompt(12)
+    with pytest.raises(UnsupportedArgument, match="position_ids") as refused:
+        swift.generate(ids, position_ids=torch.arange(50, 62)[None], **GREEDY)
+    assert refused.value.argument == "position_ids"
+
+
+def test_counted_positions_are_accepted(model_of, swift_of, prompt):
+    model, ids = model_of("gpt2"), prompt(12)
+    request = {"position_ids": torch.arange(12)[None], **GREEDY}
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), **request)
+    assert torch.equal(swift_of(model).generate(ids, **request), expected)
+
+
+def padded(ids, by=4):
+    padding = torch.zeros(1, by, dtype=torch.long)
+    mask = torch.cat([padding, torch.ones_like(ids)], dim=1)
+    return {"inputs": torch.cat([padding, ids], dim=1), "attention_mask": mask}
+
+
+def test_padding_is_refused_together_with_a_users_cache(model_of, swift_of, prompt):
+    with pytest.raises(UnsupportedArgument, match="padding"):
+        swift_of(model_of()).generate(**padded(prompt(9)), past_key_values=DynamicCache(), **GREEDY)
+
+
+def test_a_padded_prompt_returns_no_cache_that_would_not_fit(model_of, swift_of, prompt):
+    out = swift_of(model_of()).generate(**padded(prompt(9)), return_dict_in_generate=True, **GREEDY)
+    assert out.past_key_values is None
+    assert out.sequences.shape == (1, 4 + 9 + 8)
+
+
+def test_stop_strings_in_a_generation_config(model_of, swift_of, prompt, tokenizer):
+    model, ids = model_of(), prompt(9)
+    mask = torch.ones_like(ids)
+    free = model.generate(ids, attention_mask=mask, **GREEDY)[0, 9:]
+    config = GenerationConfig(stop_strings=[tokenizer.decode(free[3:5])], **GREEDY)
+    expected = model.generate(ids, config, attention_mask=mask, tokenizer=tokenizer)
+    assert expected.shape[1] < 9 + 8
+    swift = swift_of(model, "none", tokenizer=tokenizer)
+    assert torch.equal(swift.generate(ids, config, attention_mask=mask), expected)
+    assert config.stop_strings is not None
+
+
+def test_a_streamer_is_refused_where_it_would_never_hear_the_end(model_of, swift_of, tokenizer):
+    swift = swift_of(model_of(), tokenizer=tokenizer)
+    with pytest.raises(UnsupportedArgument, match="streamer"):
+        swift.steps(torch.tensor([[3, 4]]), streamer=TextStreamer(tokenizer), **GREEDY)
+
+
+def test_a_model_put_into_training_mode_later_is_refused(prompt):
+    model = tiny_model("llama")
+    swift = Swift(model)
+    model.train()
+    with pytest.raises(UnsupportedModel, match=r"model\.eval"):
+        swift.generate(prompt(5), **GREEDY)
+
+
+def test_a_vocabulary_that_grew_later_is_seen_by_the_draft(prompt):
+    model = tiny_model("llama")
+    swift = Swift(model, config=SwiftConfig(LayerSet.every(5), early_stop=0))
+    model.resize_token_embeddings(120, mean_resizing=False)
+    out = swift.generate(prompt(5), **{**GREEDY, "do_sample": True})
+    assert out.shape == (1, 13)
+
+
+def test_a_prompt_as_long_as_the_context_still_gives_a_token(model_of, swift_of, prompt):
+    model = model_of()
+    ids = prompt(model.config.max_position_embeddings)
+    request = {**GREEDY, "max_new_tokens": 1, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(swift_of(model).generate(ids, **request), model.generate(ids, **request))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": "gpt2"}, "transformers model"),
+        ({"tokenizer": SwiftConfig.plain()}, "config=…"),
+        ({"config": {"early_stop": 0.5}}, "SwiftConfig"),
+    ],
+)
+def test_things_given_in_the_wrong_place(model_of, arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        Swift(**{"model": model_of(), **arguments})
+
+
+def test_a_truth_value_is_no_probability():
+    with pytest.raises(ConfigError, match="early_stop"):
+        SwiftConfig(early_stop=True)
+
+
+@pytest.mark.parametrize("make", [lambda: LayerSet(5, 3), lambda: LayerSet.every(1.5)])
+def test_layer_sets_of_the_wrong_type(make):
+    with pytest.raises(LayerSetError):
+        make()
+
+
+def test_layers_may_be_numpy_integers():
+    numpy = pytest.importorskip("numpy")
+    assert LayerSet(5, list(numpy.arange(1, 3))) == LayerSet(5, [1, 2])
