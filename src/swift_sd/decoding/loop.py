@@ -10,9 +10,9 @@ from torch import Tensor
 
 from swift_sd.decoding.acceptance import accept_greedy, accept_sampled
 from swift_sd.decoding.draft import Draft
+from swift_sd.decoding.drafter import Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
-from swift_sd.drafting.drafter import Drafter
 from swift_sd.model.target import Target
 
 
