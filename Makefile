@@ -1,4 +1,4 @@
-# Needs Python 3.11, pip, make and gcc, nothing else. `make demo` and `make test` set up what they use.
+# Needs Python 3.11, pip and make, nothing else. `make demo` and `make test` set up what they use.
 
 PYTHON ?= python3.11
 # Another build of torch: make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"

@@ -35,7 +35,7 @@ class LayerSetError(SwiftError, ValueError):
     """Raised when a set of skipped sublayers cannot belong to the model.
 
     An index is out of range, or the set was learned on a model of another shape. Use a set made
-    for this model, or none and let the search find one.
+    for this model, or none for the default.
     """
 
 

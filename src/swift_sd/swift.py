@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Generator, Iterator
 from functools import partial
 from time import perf_counter
@@ -16,26 +15,29 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swift_sd.adapting.costs import Costs, measure_costs
+from swift_sd.arguments import with_stop_strings
 from swift_sd.config import SwiftConfig
-from swift_sd.decoding.kv_cache import write_back
 from swift_sd.decoding.loop import decode
-from swift_sd.decoding.request import Request, context_length
+from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
 from swift_sd.model.draft_view import DraftView
+from swift_sd.model.kv_cache import write_back
 from swift_sd.model.layer_set import LayerSet
-from swift_sd.model.sublayers import check_mode, find_sublayers
+from swift_sd.model.rope import context_length
+from swift_sd.model.sublayers import check_ready, find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
+
+REPORT_CONTEXT = 512  # a report measures plain steps behind so many tokens at most
 
 Messages = list[dict[str, str]]
 
@@ -70,8 +72,7 @@ class Swift:
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
         self.layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
-        DraftView(model, self.sublayers, self.layer_set)  # complains now if they do not fit
-        self._generate: Any = model.generate
+        self.layer_set.check_depth(self.sublayers.depth)
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -83,7 +84,7 @@ class Swift:
     @property
     def context_length(self) -> int | None:
         """The most tokens, prompt included, that the model was made for; None if not known."""
-        return context_length(self.model)
+        return context_length(self.model.config)
 
     def generate(
         self,
@@ -100,10 +101,13 @@ class Swift:
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
         method = partial(self.__call__, token_streamer=streamer)
-        arguments = self._with_stop_strings({**kwargs, "generation_config": generation_config})
+        arguments = with_stop_strings(
+            {**kwargs, "generation_config": generation_config}, self.model, self.tokenizer
+        )
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
-        output: Tensor | GenerateDecoderOnlyOutput = self._generate(
+        model: Any = self.model
+        output: Tensor | GenerateDecoderOnlyOutput = model.generate(
             inputs, custom_generate=method, **arguments
         )
         return output
@@ -115,8 +119,9 @@ class Swift:
         """
         if kwargs.get("streamer") is not None:
             raise UnsupportedArgument("streamer", "streamer goes with generate; steps are a stream")
-        arguments = self._with_stop_strings(kwargs)
-        request = self._generate(inputs, custom_generate=self._prepare, **arguments)
+        arguments = with_stop_strings(kwargs, self.model, self.tokenizer)
+        model: Any = self.model
+        request = model.generate(inputs, custom_generate=self._prepare, **arguments)
         return self._run(request, request.start())
 
     def stream(self, prompt: str | Messages, **kwargs: Any) -> Iterator[str]:
@@ -148,7 +153,7 @@ class Swift:
             )
         if encoded["input_ids"].shape[-1] == 0:
             raise PromptError("the prompt is empty; give it some text")
-        return dict(encoded)
+        return {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
 
     def __call__(
         self,
@@ -211,7 +216,8 @@ class Swift:
         """
         if self._trace is None:
             raise ConfigError("nothing was generated yet; call generate or stream first")
-        return describe(self._trace.summary(), self.costs().step)
+        length = self._trace.prompt_tokens + len(self._trace.token_ids)
+        return describe(self._trace.summary(), self.costs(min(length, REPORT_CONTEXT)).step)
 
     def _prepare(
         self,
@@ -226,7 +232,7 @@ class Swift:
             raise ConfigError(
                 "this Swift was made for another model object; make one with Swift(model)"
             )
-        check_mode(model)
+        check_ready(model, self.sublayers.path)
         return Request.checked(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
@@ -236,7 +242,7 @@ class Swift:
         # A view of its own for each response: they share nothing that changes, and each sees the
         # model as it is now.
         view = DraftView(self.model, self.sublayers, self.layer_set)
-        trace = self._trace = Trace(self.layer_set)
+        trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
         rounds = decode(
             Target(self.model),
             LayerSkipDrafter(view, self.config.early_stop),
@@ -265,26 +271,6 @@ class Swift:
                 "text needs a tokenizer; make the object with Swift(model, tokenizer)"
             )
         return self.tokenizer
-
-    def _with_stop_strings(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Turn `stop_strings` into a criterion: transformers keeps the tokenizer from callables."""
-        if kwargs.get("assistant_model") is not None:
-            raise UnsupportedArgument(
-                "assistant_model", "assistant_model is not supported: the model drafts for itself"
-            )
-        arguments = dict(kwargs)
-        tokenizer = arguments.pop("tokenizer", None) or self.tokenizer
-        config = arguments.get("generation_config") or self.model.generation_config
-        strings = arguments.pop("stop_strings", None) or config.stop_strings
-        if strings is None:
-            return arguments
-        arguments["generation_config"] = copy.deepcopy(config)
-        arguments["generation_config"].stop_strings = None
-        if tokenizer is None:
-            raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
-        criteria = StoppingCriteriaList(arguments.pop("stopping_criteria", None) or [])
-        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
-        return {**arguments, "stopping_criteria": criteria}
 
 
 def _check_types(model: Any, tokenizer: Any, config: Any) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swift_sd.decoding import kv_cache
-from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache
 
 HEADS, WIDTH = 2, 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from swift_sd.decoding.kv_cache import KVCache, read_prefix, write_back
+from swift_sd.model.kv_cache import KVCache, read_prefix, write_back
 from swift_sd.model.sublayers import attention_windows
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model

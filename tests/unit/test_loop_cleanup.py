@@ -5,7 +5,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
-from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.stubs import shared_copy, shared_copy_along
 from swift_sd.model.sublayers import Sublayers, attention_windows
 from swift_sd.model.view import View

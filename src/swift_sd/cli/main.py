@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from swift_sd.cli import options
+from swift_sd.cli.bench import app as bench
 from swift_sd.cli.chat import EPILOG as CHAT_EPILOG
 from swift_sd.cli.chat import chat
 from swift_sd.cli.generate import EPILOG as GENERATE_EPILOG
@@ -28,6 +29,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 app.command(epilog=GENERATE_EPILOG)(generate)
 app.command(epilog=CHAT_EPILOG)(chat)
 app.command(epilog=INSPECT_EPILOG)(inspect)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -84,9 +84,9 @@ def fitting_tokens(swift: Swift, prompt_tokens: int, wanted: int) -> int:
     A prompt that leaves no room at all is left to the library, which refuses it.
     """
     context = swift.context_length
-    if context is None or context <= prompt_tokens:
+    if context is None or context < prompt_tokens:
         return wanted
-    return min(wanted, context - prompt_tokens)
+    return min(wanted, context - prompt_tokens + 1)  # the last token is never read
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def accept_sampled(
     """
     for place, token in enumerate(drafted):
         target = p(place)
-        if uniform() >= acceptance_probability(target, q[place], token):
+        if not uniform() < acceptance_probability(target, q[place], token):  # nor if that is NaN
             yield draw(residual(target, q[place]))
             return
         yield token

@@ -21,7 +21,7 @@ class Drafter(Protocol):
         """At most `budget` tokens (≥ 1) to follow `state.tokens`; none is a valid answer.
 
         May write into the cache's scratch, and must have it rolled back on return. When sampling,
-        whether and how long to draft must not depend on tokens it drew itself in any way but
-        through the distributions of later tokens, or the output is no longer the target's.
+        every token that was drawn must be proposed: to withhold or redraw one because of what it is
+        would change the output's distribution. To stop behind it is fine, for any reason.
         """
         ...

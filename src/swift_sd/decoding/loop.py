@@ -27,8 +27,8 @@ def decode(
 ) -> Generator[Step]:
     """Yield the response step by step; its tokens follow the target's distribution exactly.
 
-    Whenever the generator is not running, and after it was closed or failed, `state` is consistent:
-    the cache holds the keys and values of every token but the last, and nothing else.
+    Between steps, and after the generator was closed or failed in a round, the cache holds the keys
+    and values of every token but the last, and nothing else.
 
     Args:
         drafter: who proposes; None decodes plainly.
@@ -48,6 +48,7 @@ def decode(
 def _prefill(target: Target, state: DecodingState, unread: Tensor, chunk: int | None) -> Step:
     begin = perf_counter()
     logits = target.prefill(unread, state.cache, chunk)
+    target.wait()
     read = perf_counter()
     (token,) = _accept(state, Draft(), logits.unsqueeze(1))
     return Step((token,), prefill=read - begin, accept=perf_counter() - read)
@@ -55,13 +56,13 @@ def _prefill(target: Target, state: DecodingState, unread: Tensor, chunk: int | 
 
 def _round(target: Target, drafter: Drafter | None, state: DecodingState, limit: int) -> Step:
     begin = perf_counter()
-    # The target's own token comes on top of the draft: leave it room.
-    budget = min(limit, state.stopping.room(state.length) - 1)
-    draft = drafter.propose(state, int(budget)) if drafter and budget > 0 else Draft()
+    budget = min(limit, state.room_for_draft())
+    draft = drafter.propose(state, budget) if drafter and budget > 0 else Draft()
     drafted = perf_counter()
 
-    rows = torch.cat([state.last_token, state.as_row(draft.tokens)], dim=1)  # [1, 1 + drafted]
+    rows = state.last_token_and(draft.tokens)  # [1, 1 + drafted]
     logits = target.verify(rows, state.cache)  # [1, 1 + drafted, vocabulary]
+    target.wait()  # what follows reads from the device at once: this costs nothing more
     verified = perf_counter()
 
     length = state.length
@@ -94,7 +95,7 @@ def _accept(state: DecodingState, draft: Draft, logits: Tensor) -> tuple[int, ..
 def _granted(state: DecodingState, draft: Draft, logits: Tensor) -> Iterator[int]:
     """The target's tokens, place by place, from `logits` `[1, places, vocabulary]`."""
     if state.is_argmax:  # one transfer from the device for all places
-        best = logits[0].argmax(dim=-1).tolist()
+        best = logits[0].float().argmax(dim=-1).tolist()  # argmax of 16-bit numbers is slow
         return accept_greedy(draft.tokens, best.__getitem__)
 
     def scores(place: int) -> Tensor:

@@ -16,15 +16,15 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from swift_sd.decoding.kv_cache import KVCache, read_prefix
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
 from swift_sd.errors import PromptError, UnsupportedArgument
+from swift_sd.model.kv_cache import KVCache, read_prefix
+from swift_sd.model.rope import context_length, trained_length
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 HONOURED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Request:
         unread: its tail that `past_key_values` does not hold; `[1, m]`, 1 ≤ m ≤ n.
         past_key_values: transformers' cache, with a prefix if the user gave one.
         options: everything else about the request.
+        context: positions that the model was made for, if it says so.
     """
 
     tokens: Tensor
@@ -44,6 +45,7 @@ class Request:
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     options: GenerationConfig
+    context: int | None
 
     @classmethod
     def checked(
@@ -65,15 +67,17 @@ class Request:
         _refuse_model_kwargs(model_kwargs)
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
         past = _past(model_kwargs.get("past_key_values"), depth)
-        tokens = tokens.to(model.device)
         mask = model_kwargs.get("attention_mask")
         unread = _unread(tokens, past, mask, options)
         if mask is None:  # with padding transformers counts the positions from behind it, as we do
             _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
         elif getattr(past, "_is_user_defined", False):
             raise _refuse("past_key_values", "<cache>", "the prompt has padding, which is not kept")
-        _check_lengths(model, unread.shape[1] + past.get_seq_length(), options)
-        return cls(tokens, unread, past, processors, criteria, options)
+        new_tokens = options.max_length - tokens.shape[1] if options.max_length else 0
+        _check_lengths(model, unread.shape[1] + past.get_seq_length(), new_tokens)
+        context = context_length(model.config)
+        unread = unread.to(model.device)
+        return cls(tokens, unread, past, processors, criteria, options, context)
 
     @property
     def keeps_cache(self) -> bool:
@@ -102,6 +106,8 @@ class Request:
             cache,
             Warping(self.processors, bool(self.options.do_sample)),
             stopping,
+            device=self.unread.device,
+            context=self.context or float("inf"),
             keep_scores=bool(wants and self.options.output_scores),
             keep_logits=bool(wants and self.options.output_logits),
         )
@@ -128,6 +134,7 @@ def _refuse_options(options: GenerationConfig) -> None:
         ("assistant_early_exit", options.assistant_early_exit is not None, own_method),
         ("output_attentions", bool(options.output_attentions), no_internals),
         ("output_hidden_states", bool(options.output_hidden_states), no_internals),
+        ("prefill_chunk_size", (options.prefill_chunk_size or 1) < 1, "it must be 1 or more"),
         ("use_cache", options.use_cache is False, "a draft needs the target's cache"),
         (
             "cache_implementation",
@@ -199,27 +206,15 @@ def _check_positions(positions: Tensor | None, held: int, unread: Tensor) -> Non
         raise _refuse("position_ids", "<Tensor>", "swift-sd counts positions from 0")
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that the model was made for; None if its configuration does not say."""
-    config = model.config.get_text_config(decoder=True)
-    length: int | None = getattr(config, "max_position_embeddings", None)
-    return length
-
-
-def _check_lengths(model: PreTrainedModel, length: int, options: GenerationConfig) -> None:
-    config = model.config.get_text_config(decoder=True)
-    context = context_length(model)
+def _check_lengths(model: PreTrainedModel, length: int, new_tokens: int) -> None:
+    context, trained = context_length(model.config), trained_length(model.config)
     if context is not None and length > context:
         raise PromptError(
             f"the prompt has {length} tokens and the model's context is {context}; shorten it"
         )
-    rope = getattr(config, "rope_parameters", None) or {}
-    trained = rope.get("original_max_position_embeddings") or context
-    if rope.get("rope_type") in LENGTH_DEPENDENT_ROPE and trained:
-        longest = length + (options.max_new_tokens or 0)
-        if longest > trained:
-            raise PromptError(
-                f"prompt and answer may reach {longest} tokens; beyond {trained} this model's "
-                f"rotary embedding ({rope['rope_type']}) changes with the length, which drafting "
-                "ahead would disturb; lower max_new_tokens"
-            )
+    if trained is not None and length + new_tokens > trained:
+        raise PromptError(
+            f"prompt and answer may reach {length + new_tokens} tokens; beyond {trained} this "
+            "model's rotary embedding (dynamic or longrope) changes with the length, which "
+            "drafting ahead would disturb; lower max_new_tokens"
+        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from swift_sd.decoding.kv_cache import KVCache
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
+from swift_sd.model.kv_cache import KVCache
 
 GROWTH = 1024  # ids to allocate at once
 
@@ -19,6 +19,8 @@ class DecodingState:
         tokens: the prompt, `[1, n]`, int64.
         cache: holds the keys and values of all tokens but the last once the prompt is read.
         warping, stopping: made from the request's processors and criteria.
+        device: where the model is; logits processors work where the prompt is.
+        context: positions that the model was made for.
         keep_scores, keep_logits: whether to record them for each new token.
     """
 
@@ -29,6 +31,8 @@ class DecodingState:
         warping: Warping,
         stopping: Stopping,
         *,
+        device: torch.device | None = None,
+        context: float = float("inf"),
         keep_scores: bool = False,
         keep_logits: bool = False,
     ) -> None:
@@ -38,6 +42,8 @@ class DecodingState:
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.logits: list[Tensor] | None = [] if keep_logits else None
         self.finished = False
+        self.device = device or tokens.device
+        self._context = context
         self._length = tokens.shape[1]
         self._ids = _room(self._length + GROWTH, tokens)
         self._ids[:, : self._length] = tokens
@@ -54,17 +60,29 @@ class DecodingState:
 
     @property
     def last_token(self) -> Tensor:
-        """The newest token, `[1, 1]`: the one that the cache does not hold yet."""
-        return self._ids[:, self._length - 1 : self._length]
+        """The newest token, `[1, 1]`, on the model's device: the one that the cache lacks."""
+        return self._ids[:, self._length - 1 : self._length].to(self.device)
+
+    def last_token_and(self, drafted: list[int]) -> Tensor:
+        """The row to verify: the newest token and the drafted ones, `[1, 1 + drafted]`."""
+        if not drafted:
+            return self.last_token
+        row = torch.tensor([drafted], dtype=torch.long, device=self.device)
+        return torch.cat([self.last_token, row], dim=1)
+
+    def room_for_draft(self) -> int:
+        """Most tokens that may be drafted now.
+
+        The target's own token must still fit behind them, and no draft may reach beyond the
+        context: learned positions end there, and the target may well stop before.
+        """
+        room = self.stopping.room(self._length) - 1
+        return int(max(0, min(room, self._context - 1 - self.cache.committed)))
 
     @property
     def is_argmax(self) -> bool:
         """Whether each next token is the argmax of its logits, and nothing else is asked for."""
         return self.warping.is_argmax and self.scores is None and self.logits is None
-
-    def as_row(self, tokens: list[int]) -> Tensor:
-        """Ids as a row for the model, `[1, tokens]`."""
-        return torch.tensor([tokens], dtype=torch.long, device=self._ids.device)
 
     def tokens_with(self, drafted: list[int]) -> Tensor:
         """All tokens so far and then `drafted`, `[1, length + drafted]`, until the next call."""

@@ -17,7 +17,7 @@ class Stopping:
     def __init__(self, criteria: StoppingCriteriaList) -> None:
         lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
         self.max_length: int | None = min(lengths, default=None)
-        ends = [c.eos_token_id.tolist() for c in criteria if type(c) is EosTokenCriteria]
+        ends = [c.eos_token_id.flatten().tolist() for c in criteria if type(c) is EosTokenCriteria]
         self.eos: frozenset[int] = frozenset(token for group in ends for token in group)
         self._others = [c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)]
 

@@ -42,11 +42,13 @@ class Trace:
     Attributes:
         layer_set: what the draft skipped.
         steps: in order; the first is the prefill with its one token.
-        seconds: wall time from the request to the end of the last step, time in which the consumer
-            of a stream held the loop up not counted.
+        prompt_tokens: length of the prompt.
+        seconds: wall time inside the loop; time in which the consumer of a stream held it up is not
+            counted.
     """
 
     layer_set: LayerSet
+    prompt_tokens: int = 0
     steps: list[Step] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -58,9 +60,10 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """The figures that reports, `--json` and benchmarks use; times in seconds.
 
-        `tokens_per_forward` counts accepted and bonus tokens by verifying forward, the prefill with
-        its token left out. `acceptance_rate` is accepted ÷ drafted; `accepted_histogram[n]` is how
-        many drafts had n tokens accepted. Rates without a denominator are None.
+        `target_forwards` counts the prefill as one. `tokens_per_forward` counts accepted and bonus
+        tokens by verifying forward, the prefill with its token left out. `acceptance_rate` is
+        accepted ÷ drafted; `accepted_histogram[n]` is how many drafts had n tokens accepted. Rates
+        without a denominator are None.
         """
         rounds = self.steps[1:]
         new_tokens = len(self.token_ids)

@@ -56,8 +56,8 @@ class Warping:
 
 def _apply(processors: LogitsProcessorList, prefix: Tensor, logits: Tensor) -> Tensor:
     # A copy, as in transformers: processors may write into what they are given.
-    copied: Any = logits.to(torch.float32, copy=True)
     ids: Any = prefix
+    copied: Any = logits.to(ids.device, torch.float32, copy=True)
     return processors(ids, copied)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,27 +33,37 @@ class LayerSkipDrafter:
         token = state.last_token
         while len(draft) < budget:
             logits = self.view.forward(token, state.cache)[:, -1]  # [1, vocabulary]
-            token, confidence = self._choose(state, draft, logits)
+            chosen = self._choose(state, draft, logits)
+            if chosen is None:
+                break
+            token, confidence = chosen
             if confidence < self.early_stop or draft.tokens[-1] in state.stopping.eos:
                 break
         state.cache.rollback()
         return draft
 
-    def _choose(self, state: DecodingState, draft: Draft, logits: Tensor) -> tuple[Tensor, float]:
-        """Add a token to `draft`; return it as `[1, 1]` with the probability of the likeliest."""
+    def _choose(
+        self, state: DecodingState, draft: Draft, logits: Tensor
+    ) -> tuple[Tensor, float] | None:
+        """Add a token to `draft`; return it as `[1, 1]` with the probability of the likeliest.
+
+        None if the sub-network computed no distribution: it may overflow where the target does not.
+        """
         prefix = state.tokens
         if state.warping.draft_needs_prefix:
             prefix = state.tokens_with(draft.tokens)
-        scores = state.warping.draft_scores(prefix, logits)
+        scores = state.warping.draft_scores(prefix, logits)[0]
+        distribution = scores.softmax(dim=-1)
+        peak = distribution.max()
         if state.warping.do_sample:
-            distribution = scores[0].softmax(dim=-1)
-            draft.distributions.append(distribution)
-            token, peak = torch.multinomial(distribution, 1), distribution.max()
+            # multinomial fails on NaN; a token drawn in spite of it is not proposed, see below.
+            token = torch.multinomial(distribution.nan_to_num(nan=1.0), 1)
         else:
-            best, token = scores[0].max(dim=-1, keepdim=True)
-            peak = (best - scores[0].logsumexp(dim=-1)).exp()
-        chosen, confidence = torch.stack(
-            [token.squeeze().double(), peak.squeeze().double()]
-        ).tolist()
+            token = scores.argmax(dim=-1, keepdim=True)
+        chosen, confidence = torch.stack([token[0].double(), peak.double()]).tolist()
+        if math.isnan(confidence):
+            return None
         draft.tokens.append(int(chosen))
-        return token.view(1, 1), confidence
+        if state.warping.do_sample:
+            draft.distributions.append(distribution)
+        return token.view(1, 1).to(state.device), confidence

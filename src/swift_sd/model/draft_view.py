@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from swift_sd.errors import LayerSetError
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.stubs import shared_copy_along
 from swift_sd.model.sublayers import Sublayers
@@ -15,9 +14,9 @@ from swift_sd.model.view import View
 class DraftView(View):
     """Only the modules on the way to the decoder layers are new, and layers with one sublayer left.
 
-    A skipped sublayer costs nothing: its norms, projections and cache rows are not computed. A
-    layer without both is not entered. Making a view takes milliseconds, changing its layer set
-    microseconds.
+    A skipped sublayer costs next to nothing: its norms, projections and cache rows are not
+    computed. A layer without both is not entered. Making a view takes milliseconds, changing its
+    layer set microseconds.
 
     Args:
         model: the target; it is not changed.
@@ -46,11 +45,7 @@ class DraftView(View):
         Raises:
             LayerSetError: the set is for a model of another depth.
         """
-        if layer_set.depth != len(self._variants):
-            raise LayerSetError(
-                f"the layer set is for {layer_set.depth} layers, the model has "
-                f"{len(self._variants)}; make one for this model"
-            )
+        layer_set.check_depth(len(self._variants))
         for index, variants in enumerate(self._variants):
             skipped = (index in layer_set.attention, index in layer_set.mlp)
             self._layers._modules[str(index)] = variants[skipped]

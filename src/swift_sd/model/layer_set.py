@@ -75,6 +75,14 @@ class LayerSet:
         allowed = 2 * max(self.depth - 2, 0)
         return (len(self.attention) + len(self.mlp)) / allowed if allowed else 0.0
 
+    def check_depth(self, depth: int) -> None:
+        """Raise `LayerSetError` if the set is not for a model of `depth` layers."""
+        if depth != self.depth:
+            raise LayerSetError(
+                f"the layer set is for {self.depth} layers, the model has {depth}; make one for "
+                "this model"
+            )
+
     def __str__(self) -> str:
         return (
             f"{len(self.attention)} attention and {len(self.mlp)} MLP sublayers "
@@ -125,7 +133,7 @@ class LayerSet:
             raise LayerSetError(
                 f"cannot read the layer set {path}: {error.strerror or error}"
             ) from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LayerSetError(
                 f"the layer set {path} is damaged: {error}; write it anew"
             ) from None

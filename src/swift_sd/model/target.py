@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.view import View
 
 
@@ -28,6 +29,11 @@ class Target(View):
             cache.commit(piece.shape[1])
         cache.compact()
         return logits[:, -1]
+
+    def wait(self) -> None:
+        """Return when the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def verify(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Logits after each of `tokens`, `[batch, new, vocabulary]`; nothing is committed yet."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swift_sd.decoding.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.rope import changes_with_length
 
 
 class View:
@@ -20,11 +21,14 @@ class View:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        # Inference mode is faster, but what a module keeps from it could never be trained again.
+        config = getattr(module, "config", None)
+        self._leaves_no_trace = config is None or not changes_with_length(config)
         accepted = inspect.signature(type(module).forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
 
-    @torch.inference_mode()
     def forward(self, tokens: Tensor, cache: KVCache, *, keep: int = 0) -> Tensor:
         """Run `tokens` behind everything that `cache` holds, and write their keys and values there.
 
@@ -45,9 +49,10 @@ class View:
             ).unsqueeze(0)
         if self._takes_keep:
             options["logits_to_keep"] = keep
-        output = self.module(
-            input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options
-        )
+        with torch.no_grad(), torch.inference_mode(self._leaves_no_trace):
+            output = self.module(
+                input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options
+            )
         cache.advance(count)
         logits: Tensor = output.logits
         return logits[:, -keep:] if keep and not self._takes_keep else logits

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from swift_sd.decoding.draft import Draft
-from swift_sd.decoding.kv_cache import KVCache
 from swift_sd.decoding.state import DecodingState
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.target import Target
 
 Next = Callable[[tuple[int, ...]], Tensor]

@@ -73,9 +73,10 @@ class LayerBuffer:
             rows = max(end, reserve)
         else:
             rows = max(end, int(GROWTH * self.keys.shape[2]))
-        self.keys = self._moved(self.keys, keys, rows, keep_from, start)
-        self.values = self._moved(self.values, values, rows, keep_from, start)
-        self.origin = keep_from
+        new_keys = self._moved(self.keys, keys, rows, keep_from, start)
+        new_values = self._moved(self.values, values, rows, keep_from, start)
+        # Together and last: should memory run out above, the old ones are still right.
+        self.keys, self.values, self.origin = new_keys, new_values, keep_from
 
     def _moved(self, old: Tensor | None, like: Tensor, rows: int, begin: int, end: int) -> Tensor:
         new = like.new_empty(like.shape[0], like.shape[1], rows, like.shape[3])

@@ -1,0 +1,50 @@
+"""Arguments of `generate` that have to be seen before transformers sees them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from swift_sd.errors import ConfigError, UnsupportedArgument
+
+# transformers would drop these without a word, because it is given a decoding method already.
+DROPPED = {
+    "assistant_model": "the model drafts for itself",
+    "custom_generate": "swift-sd is the decoding method",
+}
+
+
+def with_stop_strings(
+    arguments: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Any]:
+    """`arguments` with stop strings turned into a criterion.
+
+    transformers keeps the tokenizer that they need from decoding methods like ours.
+
+    Raises:
+        UnsupportedArgument: one that transformers would silently drop.
+        ConfigError: there are stop strings and no tokenizer.
+    """
+    for name, reason in DROPPED.items():
+        if arguments.get(name) is not None:
+            raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
+    rest = dict(arguments)
+    tokenizer = rest.pop("tokenizer", None) or tokenizer
+    config: Any = rest.get("generation_config") or model.generation_config
+    strings = rest.pop("stop_strings", None) or config.stop_strings
+    if strings is None:
+        return rest
+    if tokenizer is None:
+        raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
+    config = copy.deepcopy(config)
+    config.stop_strings = None
+    criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
+    criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+    return {**rest, "generation_config": config, "stopping_criteria": criteria}
