@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from swift_sd import LayerSet, LayerSetError
-from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.draft_view import DraftView
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.sublayers import attention_windows, find_sublayers
 from swift_sd.testing.families import FAMILIES, tiny_model
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_sd.decoding import kv_cache
+from swift_sd.model import kv_cache
 from swift_sd.model.kv_cache import KVCache
 
 HEADS, WIDTH = 2, 3

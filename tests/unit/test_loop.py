@@ -5,11 +5,11 @@ import torch
 from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 from transformers.generation.stopping_criteria import EosTokenCriteria
 
-from swift_sd.model.kv_cache import KVCache
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.testing.scripted import ScriptedDrafter, scripted_target
 
 VOCABULARY = 11

@@ -5,11 +5,11 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
-from swift_sd.model.kv_cache import KVCache
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.target import Target
 
 
@@ -23,7 +23,7 @@ class Interrupted:
 
     def propose(self, state, budget):
         self.left -= 1
-        self.view.forward(state.as_row([5, 6]), state.cache)
+        self.view.forward(torch.tensor([[5, 6]]), state.cache)
         if self.left < 0:
             raise KeyboardInterrupt
         state.cache.rollback()

@@ -6,10 +6,10 @@ from transformers.generation.logits_process import TemperatureLogitsWarper
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from swift_sd.decoding import state as state_module
-from swift_sd.model.kv_cache import KVCache
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
+from swift_sd.model.kv_cache import KVCache
 
 
 def state_of(tokens, criteria=(), processors=(), do_sample=False, **kwargs) -> DecodingState:

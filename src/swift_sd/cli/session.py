@@ -81,12 +81,12 @@ def encode(swift: Swift, prompt: str | Messages) -> dict[str, Tensor]:
 def fitting_tokens(swift: Swift, prompt_tokens: int, wanted: int) -> int:
     """`wanted` new tokens, or as many as the context has room for.
 
-    A prompt that leaves no room at all is left to the library, which refuses it.
+    A prompt beyond the context is left to the library, which refuses it.
     """
     context = swift.context_length
     if context is None or context < prompt_tokens:
         return wanted
-    return min(wanted, context - prompt_tokens + 1)  # the last token is never read
+    return min(wanted, max(context - prompt_tokens, 1))
 
 
 @dataclass(frozen=True)

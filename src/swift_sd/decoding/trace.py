@@ -42,15 +42,15 @@ class Trace:
     Attributes:
         layer_set: what the draft skipped.
         steps: in order; the first is the prefill with its one token.
-        prompt_tokens: length of the prompt.
         seconds: wall time inside the loop; time in which the consumer of a stream held it up is not
             counted.
+        prompt_tokens: length of the prompt.
     """
 
     layer_set: LayerSet
-    prompt_tokens: int = 0
     steps: list[Step] = field(default_factory=list)
     seconds: float = 0.0
+    prompt_tokens: int = 0
 
     @property
     def token_ids(self) -> list[int]:
