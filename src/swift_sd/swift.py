@@ -239,13 +239,16 @@ class Swift:
 
     def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
-        # A view of its own for each response: they share nothing that changes, and each sees the
-        # model as it is now.
-        view = DraftView(self.model, self.sublayers, self.layer_set)
+        drafter = None
+        if self.config.max_draft_tokens:
+            # A view of its own for each response: they share nothing that changes, and each sees
+            # the model as it is now.
+            view = DraftView(self.model, self.sublayers, self.layer_set)
+            drafter = LayerSkipDrafter(view, self.config.early_stop)
         trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
         rounds = decode(
             Target(self.model),
-            LayerSkipDrafter(view, self.config.early_stop),
+            drafter,
             state,
             request.unread,
             self.config.max_draft_tokens,

@@ -198,9 +198,10 @@ def _prove(
     """Run the model on three tokens with a probe in the layer's place."""
     probe = _Probe(layer)
     twin = shared_copy_along(model, path, {str(index): probe})
-    tokens = torch.zeros(1, 3, dtype=torch.long, device=model.device)
+    middle = model.config.get_text_config(decoder=True).vocab_size // 2  # no special tokens there
+    tokens = torch.arange(middle - 1, middle + 2, device=model.device)
     try:
-        View(twin).forward(tokens, KVCache(attention_windows(model)))
+        View(twin).forward(tokens.unsqueeze(0), KVCache(attention_windows(model)))
     except UnsupportedModel as reason:
         raise _unsupported(model, f"in layer {index}, {reason}") from None
     assert probe.parts is not None
@@ -222,7 +223,8 @@ class _Probe(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         noise = torch.randn(hidden_states.shape, generator=torch.Generator().manual_seed(0))
-        sizes = torch.tensor([0.05, 0.2, 0.5]).view(1, 3, 1) * hidden_states.float().std().cpu()
+        real = float(hidden_states.float().std()) or 1.0
+        sizes = real * torch.tensor([0.05, 0.2, 0.5]).view(1, 3, 1)
         hidden = (noise * sizes).to(hidden_states)
 
         def contributions(stubs: Mapping[str, nn.Module]) -> Tensor:
