@@ -1,0 +1,118 @@
+"""What changed between two runs, and what is only noise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from swift_sd.bench.settings import difference
+from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, pairs_by_method
+from swift_sd.errors import ConfigError
+
+SAME_WORK = ("model", "digest", "max_new_tokens", "temperature", "stream")
+FEWEST = 5  # all of four questions lean to one side by chance once in eight
+FASTER, SLOWER, NOISE, TOO_FEW = "faster", "slower", "within noise", "too few"
+
+
+def compare(
+    before: dict[str, Any], after: dict[str, Any], *, force: bool = False
+) -> list[dict[str, Any]]:
+    """One row for each method and group that both runs have.
+
+    Where they asked the same questions, `ratio` is the geometric mean over these of the later
+    speedup ÷ the earlier, and `interval` its bootstrap; beyond noise is what leaves 1 outside.
+    Without a question in common, `ratio` is that of the groups' speedups, and beyond noise are
+    intervals that do not overlap.
+
+    Args:
+        force: also compare what was not the same work.
+
+    Raises:
+        ConfigError: the runs did different work, or no method and group is in both.
+    """
+    differs = difference(after["settings"], before["settings"], SAME_WORK)
+    if differs is not None and not force:
+        raise ConfigError(
+            f"the two runs did different work ({differs}): repeat one of them, or compare all the "
+            "same with --force"
+        )
+    pairs_before = pairs_by_method(before["records"])
+    pairs_after = pairs_by_method(after["records"])
+    seed = after["settings"].get("seed") or 0
+    rows = []
+    for method in after["summary"]:
+        for group in after["summary"][method]:
+            earlier = before["summary"].get(method, {}).get(group)
+            if earlier is None:
+                continue
+            shared = _shared(pairs_before[method], pairs_after[method], group)
+            later = after["summary"][method][group]
+            judged = _paired(shared, seed) if shared else _apart(earlier, later)
+            figures = {"before": earlier["speedup"], "after": later["speedup"]}
+            rows.append({"method": method, "group": group, **figures, **judged})
+    if not rows:
+        raise ConfigError("the two runs have no method and group in common: nothing to compare")
+    return rows
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """For a terminal."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    for column in ("method", "group"):
+        table.add_column(column, no_wrap=True)
+    for column in ("A", "B", "B ÷ A", "95 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        low_high = "–" if row["interval"] is None else "{:.2f}–{:.2f}".format(*row["interval"])
+        table.add_row(
+            row["method"],
+            row["group"],
+            f"{row['before']:.2f}",
+            f"{row['after']:.2f}",
+            f"{row['ratio']:.2f}",
+            low_high,
+            row["verdict"],
+            style="bold" if row["group"] == OVERALL else None,
+        )
+    return table
+
+
+def _shared(before: Sequence[Pair], after: Sequence[Pair], group: str) -> list[float]:
+    """Logarithms of the later speedup ÷ the earlier, for each question in both."""
+    earlier = {pair.question_id: pair for pair in before}
+    return [
+        math.log(pair.speedup / earlier[pair.question_id].speedup)
+        for pair in after
+        if pair.question_id in earlier and group in (pair.group, OVERALL)
+    ]
+
+
+def _paired(changes: Sequence[float], seed: int) -> dict[str, Any]:
+    rows = [[change] for change in changes]
+    bounds = bootstrap(rows, lambda drawn: drawn.mean(axis=(1, 2)), seed)
+    interval = None if bounds is None else [math.exp(bound) for bound in bounds]
+    verdict = TOO_FEW
+    if interval is not None and len(changes) >= FEWEST:
+        verdict = FASTER if interval[0] > 1 else SLOWER if interval[1] < 1 else NOISE
+    return {
+        "ratio": math.exp(statistics.fmean(changes)),
+        "interval": interval,
+        "questions": len(changes),
+        "verdict": verdict,
+    }
+
+
+def _apart(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Different questions: only intervals that do not meet say something."""
+    one, other = earlier.get("interval"), later.get("interval")
+    verdict = TOO_FEW
+    if one and other and min(earlier["questions"], later["questions"]) >= FEWEST:
+        verdict = FASTER if other[0] > one[1] else SLOWER if other[1] < one[0] else NOISE
+    ratio = later["speedup"] / earlier["speedup"]
+    return {"ratio": ratio, "interval": None, "questions": 0, "verdict": verdict}

@@ -1,0 +1,89 @@
+"""Where figures come from: written beside every result."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
+    """Machine, versions, commit and model, ready for JSON; None for what cannot be found out."""
+    import torch
+    import transformers
+
+    generation: Any = model.generation_config
+    device = model.device
+    return {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory": _memory(),
+        "device": str(device),
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "swift_sd": _version(),
+        "commit": _commit(),
+        "model": {
+            "family": model.config.model_type,
+            "parameters": model.num_parameters(),
+            "layers": model.config.get_text_config().num_hidden_layers,
+            "generation_config": generation.to_diff_dict(),
+        },
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str | None:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or None
+
+
+def _memory() -> int | None:
+    """Bytes of main memory."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not everywhere
+        return None
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("swift-sd")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of these sources, with a + if they were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        # An installed copy may lie inside somebody else's checkout, which does not track it.
+        _git(here, "ls-files", "--error-unmatch", "../__init__.py")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", "..")
+        return _git(here, "rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,103 @@
+"""The file in which a run is written down as it goes, so that it can be taken up again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from swift_sd.bench.settings import difference
+from swift_sd.errors import ConfigError
+
+NAME = "records.jsonl"
+Entry = dict[str, Any]
+
+# Where these differ, timings do not belong in one table.
+SAME_MACHINE = (
+    "machine", "cpu", "cores", "threads", "device", "dtype", "python", "torch", "transformers",
+    "swift_sd",
+)  # fmt: skip
+
+
+class Journal:
+    """Lines of JSON in `folder`, each on the disk before the next is made.
+
+    The first line holds settings and environment. A line is a record, a timing of the reference
+    work, or the mark of a start; `kind` says which. Of a line that a crash cut off, nothing counts.
+
+    Args:
+        folder: made if it is not there.
+        settings, environment: of this run; those of an earlier run in the folder must be the same.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings, from another machine, or a damaged
+            file.
+    """
+
+    def __init__(self, folder: Path, settings: Entry, environment: Entry) -> None:
+        self.path = folder / NAME
+        self.entries: list[Entry] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        header, self.entries = _read(self.path)
+        if header is None:
+            header = {"kind": "header", "settings": settings, "environment": environment}
+            self._write(header)
+        _require_same(folder, settings, header.get("settings", {}), tuple(settings))
+        _require_same(folder, environment, header.get("environment", {}), SAME_MACHINE)
+        self.environment: Entry = header["environment"]
+
+    def append(self, kind: str, entry: Entry) -> None:
+        """Write an entry; it is on the disk when this returns."""
+        entry = {"kind": kind, **entry}
+        self._write(entry)
+        self.entries.append(json.loads(json.dumps(entry)))  # as it will be read: keys are texts
+
+    def of_kind(self, kind: str) -> list[Entry]:
+        """The entries of one kind, in order, without the mark of their kind."""
+        found = [entry for entry in self.entries if entry["kind"] == kind]
+        return [{key: entry[key] for key in entry if key != "kind"} for entry in found]
+
+    @property
+    def records(self) -> list[Entry]:
+        """One for each question, turn and method that was timed."""
+        return self.of_kind("record")
+
+    def _write(self, entry: Entry) -> None:
+        with self.path.open("ab") as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(path: Path) -> tuple[Entry | None, list[Entry]]:
+    """Header and entries; a last line without its end is cut off the file."""
+    if not path.exists():
+        return None, []
+    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    if torn:
+        with path.open("r+b") as file:
+            file.truncate(len(whole) + 1 if whole else 0)
+    entries: list[Entry] = []
+    for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            entry = json.loads(line)
+            known = isinstance(entry, dict) and isinstance(entry.get("kind"), str)
+        except ValueError:
+            known = False
+        if not known or (entry["kind"] == "header") != (number == 1):
+            raise ConfigError(
+                f"{path}, line {number} is damaged: remove the lines from there on and start "
+                "again, or give another --out"
+            )
+        entries.append(entry)
+    return (entries[0], entries[1:]) if entries else (None, [])
+
+
+def _require_same(folder: Path, wanted: Entry, found: Entry, keys: tuple[str, ...]) -> None:
+    differs = difference(wanted, found, keys)
+    if differs is not None:
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({differs}): give another --out, or "
+            "the settings of that run to continue it"
+        )

@@ -1,0 +1,217 @@
+"""The ways of generating that are compared: one small class each, found by name.
+
+A new one is a subclass of `Method` with a name, a sentence and `start`, decorated with `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from swift_sd.bench.method import Answer, Method, Outcome
+from swift_sd.config import SwiftConfig
+from swift_sd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HF = "hf"
+"""The method that all are compared with."""
+DEFAULT_METHODS = (HF, "hf-lookup", "plain", "swift")
+LOOKUP_TOKENS = 5
+EARLY_EXIT = 0.7  # of the layers draft
+
+METHODS: dict[str, type[Method]] = {}
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Make a method known under its name."""
+    METHODS[method.name] = method
+    return method
+
+
+def checked_names(names: Sequence[str], given: Sequence[str] = ()) -> tuple[str, ...]:
+    """`names` if all of them can be asked for.
+
+    Args:
+        given: fields of `Subject` that the user has filled.
+
+    Raises:
+        ConfigError: a name is unknown or comes twice, or what its method needs was not given.
+    """
+    for name in names:
+        if name not in METHODS:
+            raise ConfigError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")
+        if list(names).count(name) > 1:
+            raise ConfigError(f"the method {name} is named twice: name it once")
+        needs = METHODS[name].needs
+        if needs is not None and needs not in given:
+            option = f"--{needs.replace('_', '-')}"
+            raise ConfigError(f"the method {name} needs {option}: give it, or drop the method")
+    if not names:
+        raise ConfigError(f"no method is named: choose from {', '.join(METHODS)}")
+    return tuple(names)
+
+
+@register
+class Hf(Method):
+    """transformers alone."""
+
+    name = HF
+    about = "transformers' plain generate"
+
+    def extra(self) -> dict[str, Any]:
+        """What this method adds to the arguments of `generate`."""
+        return {}
+
+    def start(self) -> Answer:
+        """The same each time: nothing is kept between responses."""
+        generate: Any = self.subject.model.generate
+        extra = self.extra()
+        figures = {} if extra else {"tokens_per_forward": 1.0}
+
+        def answer(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
+            output = generate(**inputs, **arguments, **extra)
+            return Outcome(output[0, inputs["input_ids"].shape[1] :].tolist(), figures)
+
+        return answer
+
+
+@register
+class HfLookup(Hf):
+    """Drafts copied from the prompt."""
+
+    name = "hf-lookup"
+    about = f"transformers' prompt lookup, {LOOKUP_TOKENS} tokens"
+    may_fail = True
+
+    def extra(self) -> dict[str, Any]:
+        """See `Hf.extra`."""
+        return {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
+
+
+@register
+class HfAssisted(Hf):
+    """Drafts of a second, smaller model."""
+
+    name = "hf-assisted"
+    about = "transformers' assisted generation with --draft-model"
+    may_fail = True
+    needs = "draft_model"
+
+    def extra(self) -> dict[str, Any]:
+        """See `Hf.extra`; two vocabularies are bridged by transformers."""
+        subject = self.subject
+        assert subject.draft_model is not None
+        extra: dict[str, Any] = {"assistant_model": subject.draft_model}
+        theirs = subject.draft_tokenizer
+        if theirs is not None and theirs.get_vocab() != subject.tokenizer.get_vocab():
+            extra |= {"tokenizer": subject.tokenizer, "assistant_tokenizer": theirs}
+        return extra
+
+
+@register
+class HfEarlyExit(Hf):
+    """Drafts of the model's own first layers."""
+
+    name = "hf-early-exit"
+    about = f"transformers' early exit after {EARLY_EXIT:.0%} of the layers"
+    may_fail = True
+
+    @property
+    def _exit(self) -> int:
+        depth: int = self.subject.model.config.get_text_config().num_hidden_layers
+        return max(1, round(EARLY_EXIT * depth))
+
+    def extra(self) -> dict[str, Any]:
+        """See `Hf.extra`."""
+        return {"assistant_early_exit": self._exit}
+
+    def unavailable(self) -> str | None:
+        """Early exit works by lowering a number in the config, which not every model minds."""
+        import torch
+
+        from swift_sd.model.sublayers import find_sublayers
+
+        model: Any = self.subject.model
+        base = getattr(model, model.base_model_prefix, None)
+        config: Any = getattr(base, "config", None)
+        if base is None or not hasattr(config, "num_hidden_layers"):
+            return "transformers cannot end a forward of this architecture early"
+        reached: list[bool] = []
+        layers: Any = model.get_submodule(".".join(find_sublayers(model).path))
+        watch = layers[-1].register_forward_pre_hook(lambda *_: reached.append(True))
+        depth = config.num_hidden_layers
+        try:
+            config.num_hidden_layers = self._exit
+            with torch.no_grad():
+                base(torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+        except Exception as error:  # whatever a model makes of a config that does not fit it
+            return f"the model cannot end a forward early ({type(error).__name__})"
+        finally:
+            config.num_hidden_layers = depth
+            watch.remove()
+        return "this architecture runs all its layers all the same" if reached else None
+
+
+@register
+class Plain(Method):
+    """Our loop without drafts: what the loop itself costs."""
+
+    name = "plain"
+    about = "swift-sd's loop, no drafting"
+
+    def config(self) -> SwiftConfig:
+        """How the Swift object is set up."""
+        return SwiftConfig.plain()
+
+    def start(self) -> Answer:
+        """A Swift object that has seen nothing yet."""
+        from swift_sd.swift import Swift
+
+        swift = Swift(self.subject.model, self.subject.tokenizer, self.config())
+
+        def answer(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
+            output: Any = swift.generate(**{**inputs, **arguments})
+            assert swift.trace is not None
+            ids = output[0, inputs["input_ids"].shape[1] :].tolist()
+            return Outcome(ids, swift.trace.summary())
+
+        return answer
+
+
+@register
+class Default(Plain):
+    """What a user gets who sets nothing."""
+
+    name = "swift"
+    about = "swift-sd as it comes"
+
+    def config(self) -> SwiftConfig:
+        """See `Plain.config`."""
+        return SwiftConfig()
+
+
+@register
+class Paper(Plain):
+    """The published method."""
+
+    name = "swift-paper"
+    about = "swift-sd with the paper's settings"
+
+    def config(self) -> SwiftConfig:
+        """See `Plain.config`."""
+        return SwiftConfig.paper()
+
+
+@register
+class Fixed(Plain):
+    """Sublayers chosen beforehand."""
+
+    name = "swift-fixed"
+    about = "swift-sd with the sublayers of --layer-set skipped"
+    needs = "layer_set"
+
+    def config(self) -> SwiftConfig:
+        """See `Plain.config`."""
+        return SwiftConfig(layer_set=self.subject.layer_set)

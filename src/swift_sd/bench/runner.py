@@ -1,0 +1,197 @@
+"""The run itself: every method timed next to `hf`, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swift_sd.bench.conversation import encoded_turn
+from swift_sd.bench.journal import Entry, Journal
+from swift_sd.bench.method import Answer, Method, Subject
+from swift_sd.bench.methods import HF, METHODS
+from swift_sd.bench.questions import Question, limited
+from swift_sd.bench.records import make_record
+from swift_sd.bench.settings import Settings
+from swift_sd.bench.stopwatch import Timing, reference_seconds, seed_for, timed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WARM_UP = "Name three fruits and say what each of them tastes like."
+WARM_UP_TOKENS = 16
+REFERENCES = 10  # about so many timings of the reference work over a run
+
+
+class Runner:
+    """Times what `settings` asks for and writes it into `journal`.
+
+    `hf` and a method answer the same prompt one right after the other; who is first alternates from
+    question to question and from repeat to repeat. A conversation goes on with what `hf` answered,
+    so that all methods do the same work.
+
+    Args:
+        subject: model, tokenizer and what some methods need besides.
+        questions: what to ask, in this order.
+        journal: what it already holds is not timed again.
+        methods: for tests; by name.
+
+    Raises:
+        ConfigError: there are no questions.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        questions: Sequence[Question],
+        settings: Settings,
+        journal: Journal,
+        methods: Mapping[str, type[Method]] = METHODS,
+    ) -> None:
+        self._subject = subject
+        self._questions = limited(questions, None)
+        self._settings = settings
+        self._journal = journal
+        self.skipped: dict[str, str] = {}
+        self._methods: dict[str, Method] = {}
+        for name in (HF, *settings.methods):
+            method = methods[name](subject)
+            reason = method.unavailable() if name not in self._methods else None
+            if reason is None:
+                self._methods[name] = method
+            else:
+                self.skipped[name] = reason
+        self._asked = [name for name in settings.methods if name in self._methods]
+        self._done = {_key(record): record for record in journal.records}
+        self._left_out = {_key(entry) for entry in journal.of_kind("left_out")}
+        self._answers: dict[tuple[str, int], Answer] = {}
+
+    @property
+    def total(self) -> int:
+        """Records that a complete run has."""
+        turns = sum(len(question.turns) for question in self._questions)
+        return turns * len(self._asked) - len(self._left_out)
+
+    @property
+    def missing(self) -> int:
+        """Records still to be made."""
+        return self.total - len(self._done)
+
+    def run(self) -> Iterator[Entry]:
+        """Make the records that are missing; each is in the journal when it is yielded."""
+        if not self.missing:
+            return
+        self._journal.append("start", {"records": len(self._done)})
+        self._warm_up()
+        self._time_reference()
+        every = max(1, round(len(self._questions) / REFERENCES))
+        for index, question in enumerate(self._questions):
+            made = 0
+            for record in self._question(index, question):
+                made += 1
+                yield record
+            last = index == len(self._questions) - 1
+            if (made and (index + 1) % every == 0) or last:
+                self._time_reference()
+
+    def _warm_up(self) -> None:
+        """The first forward of everything is slow; nobody shall pay for it."""
+        for name, method in list(self._methods.items()):
+            try:
+                self._timed_warm_up(method.start())
+            except Exception as error:
+                if not method.may_fail:
+                    raise
+                del self._methods[name]
+                self._asked.remove(name)
+                self.skipped[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+    def _time_reference(self) -> None:
+        answer = self._methods[HF].start()
+        seconds = reference_seconds(lambda: self._timed_warm_up(answer))
+        self._journal.append("reference", {"seconds": seconds, "records": len(self._done)})
+
+    def _timed_warm_up(self, answer: Answer) -> Timing:
+        inputs = encoded_turn(self._subject.model, self._subject.tokenizer, [WARM_UP], [])
+        tokens = min(WARM_UP_TOKENS, self._room(inputs))
+        # Always as many tokens, wherever the model would end.
+        arguments = {
+            **self._settings.generate_arguments(),
+            "max_new_tokens": tokens,
+            "min_new_tokens": tokens,
+        }
+        return timed(answer, inputs, arguments, self._settings.seed)
+
+    def _question(self, index: int, question: Question) -> Iterator[Entry]:
+        if not self._settings.stream:
+            self._answers.clear()
+        answers: list[str] = []
+        for turn in range(len(question.turns)):
+            if self._turn_is_left_out(question, turn):
+                return
+            inputs = encoded_turn(
+                self._subject.model, self._subject.tokenizer, question.turns[: turn + 1], answers
+            )
+            if not self._room(inputs):
+                for rest in range(turn, len(question.turns)):
+                    self._leave_out(question, rest, inputs["input_ids"].shape[1])
+                return
+            said: list[int] | None = None
+            for name in self._asked:
+                record = self._done.get((question.question_id, turn, name))
+                if record is None:
+                    record = self._pair(index, question, turn, name, inputs)
+                    self._journal.append("record", record)
+                    self._done[_key(record)] = record
+                    yield record
+                said = said or record["hf_token_ids"]
+            tokenizer: Any = self._subject.tokenizer
+            answers.append(tokenizer.decode(said, skip_special_tokens=True))
+
+    def _pair(
+        self, index: int, question: Question, turn: int, name: str, inputs: dict[str, Tensor]
+    ) -> Entry:
+        settings = self._settings
+        room = min(settings.max_new_tokens, self._room(inputs))
+        arguments = {**settings.generate_arguments(), "max_new_tokens": room}
+        seed = seed_for(settings.seed, question.question_id, turn)
+        mine: list[Timing] = []
+        theirs: list[Timing] = []
+        for repeat in range(settings.repeats):
+            sides = [(theirs, self._started(HF, repeat)), (mine, self._started(name, repeat))]
+            for timings, answer in sides if (index + repeat) % 2 == 0 else reversed(sides):
+                timings.append(timed(answer, inputs, arguments, seed))
+        prompt_tokens = inputs["input_ids"].shape[1]
+        greedy = settings.temperature == 0
+        return make_record(question, turn, index, name, prompt_tokens, mine, theirs, greedy)
+
+    def _started(self, name: str, repeat: int) -> Answer:
+        """Each repeat has a state of its own: nothing learned from the same prompt before."""
+        key = (name, repeat)
+        if key not in self._answers:
+            self._answers[key] = self._methods[name].start()
+        return self._answers[key]
+
+    def _room(self, inputs: dict[str, Tensor]) -> int:
+        """New tokens for which the model's context has room."""
+        if self._subject.context is None:
+            return self._settings.max_new_tokens
+        return max(0, self._subject.context - inputs["input_ids"].shape[1])
+
+    def _turn_is_left_out(self, question: Question, turn: int) -> bool:
+        return all((question.question_id, turn, name) in self._left_out for name in self._asked)
+
+    def _leave_out(self, question: Question, turn: int, prompt_tokens: int) -> None:
+        """A prompt that the model cannot read is left out for every method, and said to be."""
+        for name in self._asked:
+            entry = {
+                "question_id": question.question_id,
+                "turn": turn,
+                "method": name,
+                "prompt_tokens": prompt_tokens,
+            }
+            self._journal.append("left_out", entry)
+            self._left_out.add(_key(entry))
+
+
+def _key(entry: Entry) -> tuple[int | str, int, str]:
+    return entry["question_id"], entry["turn"], entry["method"]

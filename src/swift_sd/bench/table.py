@@ -1,0 +1,87 @@
+"""The results in a terminal: a table at the end, progress until then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from swift_sd.bench.methods import HF
+from swift_sd.bench.statistics import OVERALL
+
+COLUMNS = 4  # methods that fit next to each other on 80 characters
+
+
+def live_progress() -> Progress:
+    """Records done and time left, on stderr; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("[dim]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        # Questions differ much in length: only many of them foretell the rest.
+        speed_estimate_period=3600,
+    )
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """Speedups, one row a group and one column a method, with how many questions came out alike."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    table.add_column("speedup over hf", no_wrap=True)
+    for method in summary:
+        table.add_column(method, justify="right", no_wrap=True)
+    for group in groups_of(summary):
+        cells = [_cell(summary[method].get(group)) for method in summary]
+        table.add_row(group, *cells, style="bold" if group == OVERALL else None)
+    return table
+
+
+def groups_of(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """All groups in the order of their first question, "overall" last."""
+    groups = {group: None for figures in summary.values() for group in figures}
+    groups.pop(OVERALL, None)
+    return [*groups, OVERALL] if summary else []
+
+
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """The table, how to read it, and the warnings."""
+    if not results["summary"]:
+        console.print("nothing was timed yet")
+        return
+    methods = list(results["summary"])
+    for first in range(0, len(methods), COLUMNS):
+        some = methods[first : first + COLUMNS]
+        console.print(summary_table({name: results["summary"][name] for name in some}))
+    if HF in methods:
+        console.print("hf is timed against itself too: what differs from 1 is noise.", style="dim")
+    if results["settings"]["temperature"] == 0:
+        console.print(
+            "In brackets: questions whose token ids are hf's in every turn, of all questions.",
+            style="dim",
+        )
+    for warning in results.get("warnings", []):
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def _cell(figures: dict[str, Any] | None) -> str:
+    if figures is None:
+        return "–"
+    if figures["identical"] is None:
+        return f"{figures['speedup']:.2f}"
+    return f"{figures['speedup']:.2f} ({figures['identical']}/{figures['questions']})"

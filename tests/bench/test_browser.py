@@ -1,0 +1,106 @@
+"""The page in headless Chromium, at the width of a phone and of a desk."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from swift_sd.bench.page import render
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here (apt-get install chromium)"
+)
+
+# Chromium makes no window narrower than 500 pixels, so the page stands in a frame of that width.
+PROBE = """
+<iframe id="frame" style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe>
+<script>
+const seen = {{errors: []}};
+onload = () => {{
+  const page = document.getElementById("frame").contentDocument;
+  const root = page.documentElement;
+  seen.page = [root.clientWidth, root.scrollWidth];
+  seen.plots = [...page.querySelectorAll("svg.plot")].map(svg => {{
+    const box = svg.getBoundingClientRect();
+    const inside = e => {{
+      const b = e.getBoundingClientRect();
+      return b.left >= box.left - 1 && b.right <= box.right + 1
+        && b.top >= box.top - 1 && b.bottom <= box.bottom + 1;
+    }};
+    const texts = [...svg.querySelectorAll("text")];
+    return {{
+      width: box.width, height: box.height, right: box.right,
+      cut: texts.filter(e => !inside(e)).map(e => e.textContent),
+      lowest: Math.min(...texts.map(e => e.getBoundingClientRect().height)),
+      texts: texts.length,
+    }};
+  }});
+  const table = page.querySelector(".scroll").getBoundingClientRect();
+  seen.table = [table.left, table.right];
+  const out = document.createElement("pre");
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen);
+  document.body.append(out);
+}};
+</script>
+"""
+
+
+def _seen(page, width, folder):
+    """What a script found in the rendered page, and what Chromium wrote on its console."""
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(PROBE.format(width=width, page=html.escape(page)))
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={max(width, 500)},3000",
+        "--virtual-time-budget=2000",
+        "--dump-dom",
+        wrapper.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stdout[-500:]
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return json.loads(html.unescape(found.group(1))), console
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_reads_well_at_this_width(tmp_path, results_of, record_of, width):
+    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0}
+    names = ("hf", "hf-lookup", "hf-assisted", "hf-early-exit", "swift", "swift-paper")
+    groups = ("mt_bench", "math_reasoning", "summarization")
+    records = [
+        record_of(
+            i,
+            name,
+            group=groups[i % 3],
+            mine=(4.0 + i + len(name), 10),
+            accepted_histogram={"0": 3, "2": i + 1} if name.startswith("swift") else {},
+            time_split=split if name.startswith("swift") else None,
+        )
+        for i in range(6)
+        for name in names
+    ]
+    seen, console = _seen(render(results_of(records, methods=names)), width, tmp_path)
+    assert console == []
+    shown, needed = seen["page"]
+    assert needed <= shown <= width  # nothing to scroll sideways
+    assert len(seen["plots"]) == 4
+    for plot in seen["plots"]:
+        assert plot["cut"] == []
+        assert plot["width"] > 300
+        assert plot["height"] > 100
+        assert plot["right"] <= width
+        assert plot["lowest"] >= 9  # pixels of a line of text
+        assert plot["texts"] > 5
+    assert seen["table"][0] >= 0
+    assert seen["table"][1] <= width

@@ -1,0 +1,170 @@
+"""`swift-sd bench` from outside."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from swift_sd.bench.runner import Runner
+
+SMALL = ("--max-new-tokens", 4, "--methods", "hf,plain,swift")
+
+
+@pytest.fixture
+def run(bench, model_folder, questions_file, tmp_path):
+    def start(*more, out="out"):
+        given = ("--model", model_folder, "--questions", questions_file, "--out", tmp_path / out)
+        return (*bench(*given, *SMALL, *more), tmp_path / out)
+
+    return start
+
+
+def test_writes_records_results_and_page_and_prints_the_table(run):
+    status, out, err, folder = run()
+    assert status == 0, err
+    assert {path.name for path in folder.iterdir()} == {
+        "records.jsonl",
+        "results.json",
+        "report.html",
+    }
+    results = json.loads((folder / "results.json").read_text())
+    assert results["complete"]
+    assert len(results["records"]) == 4 * 3
+    assert set(results["summary"]) == {"hf", "plain", "swift"}
+    assert set(results["summary"]["hf"]) == {"qa", "mt_bench", "overall"}
+    for key in ("cpu", "cores", "threads", "memory", "torch", "transformers", "commit", "date"):
+        assert key in results["environment"]
+    assert results["settings"]["max_new_tokens"] == 4
+    assert not {"token_ids", "hf_token_ids"} & set(results["records"][0])
+    assert "(3/3)" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "report.html" in err
+
+
+def test_the_same_command_again_times_nothing_anew(run):
+    run()
+    status, out, err, folder = run()
+    assert status == 0
+    assert "12 records are there already: complete" in err
+    assert "(3/3)" in out
+    assert len((folder / "records.jsonl").read_text().splitlines()) > 12
+
+
+def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(run, monkeypatch):
+    complete = Runner.run
+
+    def interrupted(self):
+        for made, record in enumerate(complete(self), start=1):
+            yield record
+            if made == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    status, out, err, folder = run()
+    assert status == 130
+    assert "interrupted; the same command" in err
+    assert "Warning: The run is not complete" in out
+    results = json.loads((folder / "results.json").read_text())
+    assert not results["complete"]
+    assert len(results["records"]) == 5
+
+    monkeypatch.undo()
+    status, _, err, folder = run()
+    assert status == 0
+    assert "5 records are there already: 7 to go" in err
+    assert len(json.loads((folder / "results.json").read_text())["records"]) == 12
+
+
+def test_ctrl_c_before_the_first_record_leaves_no_page(run, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    status, out, _, folder = run()
+    assert status == 130
+    assert "nothing was timed yet" in out
+    assert not (folder / "report.html").exists()
+
+
+def _refused(result, *words):
+    status, out, err = result[:3]
+    assert (status, out) == (2, ""), err
+    assert err.splitlines()[-1].startswith("swift-sd: error: "), err
+    for word in words:
+        assert word in err
+
+
+def test_other_settings_in_the_same_folder_are_refused(run):
+    run()
+    _refused(run("--seed", 3), "seed is 3 here and 0 there", "--out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--methods", "hf,swfit"), "hf-lookup"),
+        (("--methods", "hf-assisted"), "--draft-model"),
+        (("--methods", "swift-fixed"), "--layer-set"),
+        (("--methods", ","), "no method"),
+        (("--suite", "mine"), "builtin"),
+        (("--suite", "builtin", "--questions", "x.jsonl"), "--suite"),
+        (("--questions", "absent.jsonl"), "absent.jsonl"),
+        (("--limit", "0"), "--limit"),
+        (("--repeats", "0"), "--repeats"),
+        (("--temperature", "-1"), "-1"),
+        (("compar",), "compar"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(bench, arguments, word):
+    _refused(bench(*arguments), word)
+
+
+def test_a_damaged_question_is_named_with_its_line(bench, questions_file):
+    questions_file.write_text(questions_file.read_text() + "\n{}\n")
+    _refused(bench("--questions", questions_file), "line 4", str(questions_file))
+
+
+def test_compares_two_runs(run, bench, tmp_path):
+    run(out="a")
+    run(out="b")
+    status, out, _ = bench("compare", tmp_path / "a", tmp_path / "b" / "results.json")
+    assert status == 0
+    assert "too few: less than 5 questions" in out
+    assert "…" not in out
+    assert "mt_bench" in out
+    assert max(map(len, out.splitlines())) <= 80
+    status, out, _ = bench("compare", tmp_path / "a", tmp_path / "a", "--json")
+    assert {row["method"] for row in json.loads(out)} == {"hf", "plain", "swift"}
+
+
+def test_makes_the_page_again(run, bench, tmp_path):
+    folder = run()[-1]
+    (folder / "report.html").unlink()
+    assert bench("page", folder)[0] == 0
+    assert bench("page", folder / "results.json", "--out", tmp_path / "p.html")[0] == 0
+    assert (tmp_path / "p.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_sampling_and_a_stream_with_repeats(run):
+    status, out, err, folder = run("-t", 0.8, "--stream", "--repeats", 2, "--limit", 1)
+    assert status == 0, err
+    results = json.loads((folder / "results.json").read_text())
+    assert {record["identical"] for record in results["records"]} == {None}
+    assert "In brackets" not in out
+
+
+@pytest.mark.parametrize("command", [(), ("compare",), ("page",)])
+def test_help_is_quick_and_fits_a_terminal(command):
+    program = (
+        "import sys; from swift_sd.cli.main import main; status = main(sys.argv[1:]);"
+        "assert not {'torch', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Usage: swift-sd bench" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

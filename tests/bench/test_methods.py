@@ -1,0 +1,80 @@
+import subprocess
+import sys
+
+import pytest
+
+from swift_sd.bench.method import Subject
+from swift_sd.bench.methods import DEFAULT_METHODS, METHODS, checked_names
+from swift_sd.config import SwiftConfig
+from swift_sd.errors import ConfigError
+from swift_sd.model.layer_set import LayerSet
+
+NAMES = ["hf", "hf-lookup", "hf-assisted", "hf-early-exit", "plain", "swift", "swift-paper"]
+
+
+def test_these_methods_can_be_asked_for():
+    assert list(METHODS) == [*NAMES, "swift-fixed"]
+    assert checked_names(DEFAULT_METHODS) == DEFAULT_METHODS
+    assert all(method.about for method in METHODS.values())
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'swfit'") as caught:
+        checked_names(["hf", "swfit"])
+    assert all(name in str(caught.value) for name in METHODS)
+
+
+def test_no_method_and_the_same_twice_are_refused():
+    with pytest.raises(ConfigError, match="no method"):
+        checked_names([])
+    with pytest.raises(ConfigError, match="twice"):
+        checked_names(["hf", "swift", "hf"])
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("hf-assisted", "--draft-model"), ("swift-fixed", "--layer-set")]
+)
+def test_what_a_method_needs_is_asked_for(name, option):
+    with pytest.raises(ConfigError, match=option):
+        checked_names(["hf", name])
+    field = option.strip("-").replace("-", "_")
+    assert checked_names([name], [field]) == (name,)
+
+
+def test_our_methods_differ_in_their_settings(subject):
+    chosen = LayerSet(5, [2], [1])
+    given = Subject(subject.model, subject.tokenizer, layer_set=chosen)
+    assert METHODS["plain"](given).config() == SwiftConfig.plain()
+    assert METHODS["swift"](given).config() == SwiftConfig()
+    assert METHODS["swift-paper"](given).config() == SwiftConfig.paper()
+    assert METHODS["swift-fixed"](given).config().layer_set == chosen
+
+
+def test_assisted_and_fixed_give_the_tokens_of_hf(model_of, tokenizer, prompt):
+    chosen = LayerSet(5, [2], [1])
+    given = Subject(model_of("llama"), tokenizer, 256, model_of("llama"), tokenizer, chosen)
+    arguments = {"do_sample": False, "max_new_tokens": 8}
+    inputs = {"input_ids": prompt()}
+    said = {
+        name: METHODS[name](given).start()(inputs, arguments).token_ids
+        for name in ("hf", "hf-assisted", "swift-fixed")
+    }
+    assert said["hf-assisted"] == said["swift-fixed"] == said["hf"]
+    assert len(said["hf"]) <= 8
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_early_exit_leaves_the_model_as_it_was(model_of, tokenizer, family):
+    model = model_of(family)
+    before = model.config.to_dict()
+    reason = METHODS["hf-early-exit"](Subject(model, tokenizer)).unavailable()
+    assert model.config.to_dict() == before
+    assert reason is None or "layers" in reason or "early" in reason
+    if family == "llama":
+        assert reason is None
+
+
+def test_importing_the_library_does_not_import_the_benchmark():
+    code = "import sys, swift_sd; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not [name for name in done.stdout.split() if "bench" in name and "swift" in name]

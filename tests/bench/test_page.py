@@ -1,0 +1,102 @@
+"""The page as a document; `test_browser.py` looks at it in a browser."""
+
+import re
+
+import pytest
+
+from swift_sd.bench.page import render, write_page
+from swift_sd.errors import ConfigError
+
+PLOTS = ("speedup", "accepted", "time", "stream")
+
+
+@pytest.fixture
+def results(results_of, record_of):
+    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0, "accept": 0.1, "other": 0.1}
+    records = [
+        record_of(
+            i,
+            name,
+            group="qa" if i % 2 else "math_reasoning",
+            mine=(4.0 + i + len(name), 10),
+            accepted_histogram={"0": 3, "2": i + 1} if name == "swift" else {},
+            time_split=split if name != "hf" else None,
+        )
+        for i in range(6)
+        for name in ("hf", "plain", "swift")
+    ]
+    return results_of(records, methods=("hf", "plain", "swift"))
+
+
+def test_all_plots_are_in_the_page_with_words_for_those_who_cannot_see(results):
+    page = render(results)
+    for name in PLOTS:
+        assert f'id="plot-{name}"' in page
+    images = re.findall(r'<svg [^>]*role="img"[^>]*>', page)
+    assert len(images) == 4
+    assert all(re.search(r'aria-label="[^"]{10,}"', image) for image in images)
+
+
+def test_nothing_is_loaded_from_anywhere(results):
+    page = render(results)
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "<script" not in page
+    assert "@import" not in page
+    assert not re.search(r'\b(src|srcset)=|url\((?!#)|href="(?!#|data:)', page)
+
+
+def test_ids_are_unique(results):
+    ids = re.findall(r'\bid="([^"]+)"', render(results))
+    assert len(ids) == len(set(ids))
+
+
+def test_references_inside_a_plot_lead_somewhere(results):
+    page = render(results)
+    ids = set(re.findall(r'\bid="([^"]+)"', page))
+    used = re.findall(r'(?:url\(#|href="#)([^")]+)', page)
+    assert used
+    assert set(used) <= ids
+
+
+def test_the_figures_are_those_of_the_summary(results):
+    page = render(results)
+    for method in ("hf", "plain", "swift"):
+        for group in ("qa", "math_reasoning", "overall"):
+            assert f"{results['summary'][method][group]['speedup']:.2f}" in page
+    assert "same 6 of 6" in page
+
+
+def test_figures_below_one_look_like_all_others(results, results_of, record_of):
+    slow = results_of([record_of(i, mine=(50.0, 10)) for i in range(3)])
+    page = render(slow)
+    assert "<td>0.20" in page
+    assert 'class="slow' not in page
+
+
+def test_without_drafts_the_page_says_so(results_of, record_of):
+    page = render(results_of([record_of(1, "hf")]))
+    assert "No method with drafts" in page
+    assert page.count("<svg") == 2
+
+
+def test_warnings_stand_on_the_page(results):
+    results["warnings"] = ["The machine's speed drifted by 20%"]
+    assert "drifted by 20%" in render(results)
+
+
+def test_names_are_escaped(results):
+    results["settings"]["model"] = "<b>model</b>"
+    page = render(results)
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+
+
+def test_the_page_is_the_same_each_time_it_is_made(results, tmp_path):
+    write_page(tmp_path / "report.html", results)
+    assert (tmp_path / "report.html").read_text() == render(results)
+
+
+def test_nothing_timed_makes_no_page(results_of):
+    with pytest.raises(ConfigError, match="nothing was timed"):
+        render(results_of([]))

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+
+from swift_sd.bench.journal import NAME, Journal
+from swift_sd.bench.results import collect
+from swift_sd.errors import ConfigError
+
+KEYS = ("question_id", "turn", "method", "token_ids", "hf_token_ids")
+
+
+def _what(records):
+    return [tuple(str(record[key]) for key in KEYS) for record in records]
+
+
+@pytest.fixture
+def finished(tmp_path, runner_in, settings_of, scripted_method):
+    """A complete run, and a function that takes one up from what is left of its journal."""
+    log = []
+    # Turn 2's prompt holds hf's answer, which must come from the journal or be made anew.
+    answers = {"hf": {"cd": [50, 51]}, "m": {"cd": [60]}, "n": {}}
+    methods = {name: scripted_method(name, log, said) for name, said in answers.items()}
+    settings = settings_of(methods=("hf", "m", "n"))
+
+    def run(folder):
+        runner, journal = runner_in(folder, settings, methods=methods)
+        before = len(journal.records)
+        made = list(runner.run())
+        assert before + len(made) == runner.total
+        return journal, made
+
+    journal, _ = run(tmp_path / "whole")
+    return journal, run
+
+
+def _torn(tmp_path, data, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / NAME).write_bytes(data)
+    return folder
+
+
+def test_resumes_after_a_kill_behind_any_line(tmp_path, finished):
+    whole, run = finished
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    for kept in range(len(lines) + 1):
+        folder = _torn(tmp_path, b"".join(lines[:kept]), f"cut{kept}")
+        there = sum(b'"kind": "record"' in line for line in lines[:kept])
+        journal, made = run(folder)
+        assert len(made) == 12 - there
+        assert sorted(_what(journal.records)) == sorted(_what(whole.records))
+
+
+def test_resumes_after_a_kill_in_the_middle_of_any_line(tmp_path, finished):
+    whole, run = finished
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    for cut in range(len(lines)):
+        for part in (1, len(lines[cut]) - 1):
+            data = b"".join(lines[:cut]) + lines[cut][:part]
+            journal, _ = run(_torn(tmp_path, data, f"torn{cut}-{part}"))
+            assert sorted(_what(journal.records)) == sorted(_what(whole.records))
+            for line in journal.path.read_text().splitlines():
+                json.loads(line)
+
+
+def test_a_complete_run_is_not_run_again(finished):
+    whole, run = finished
+    before = whole.path.read_bytes()
+    _, made = run(whole.path.parent)
+    assert made == []
+    assert whole.path.read_bytes() == before
+
+
+def test_the_rest_of_a_closed_run_is_made_later(tmp_path, runner_in, settings_of):
+    settings = settings_of(methods=("plain",))
+    runner, _ = runner_in(tmp_path, settings)
+    records = runner.run()
+    next(records)
+    records.close()
+    again, journal = runner_in(tmp_path, settings)
+    assert (again.total, again.missing) == (4, 3)
+    assert len(list(again.run())) == 3
+    assert len(journal.records) == 4
+
+
+def test_an_interrupted_stream_is_said_to_be_one(tmp_path, runner_in, settings_of):
+    settings = settings_of(methods=("plain",), stream=True)
+    records = runner_in(tmp_path, settings)[0].run()
+    next(records)
+    records.close()
+    runner, journal = runner_in(tmp_path, settings)
+    list(runner.run())
+    warnings = collect(journal, settings, complete=True, skipped={})["warnings"]
+    assert any("stream was interrupted (after 1 records)" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_new_tokens": 7}, {"methods": ("hf",)}, {"digest": "other"}, {"seed": 1}]
+)
+def test_other_settings_in_the_same_folder_are_refused(tmp_path, settings_of, change):
+    Journal(tmp_path, settings_of().to_dict(), {"cpu": "a"})
+    with pytest.raises(ConfigError, match="--out") as caught:
+        Journal(tmp_path, settings_of(**change).to_dict(), {"cpu": "a"})
+    assert next(iter(change)) in str(caught.value)
+
+
+def test_another_machine_in_the_same_folder_is_refused(tmp_path, settings_of):
+    Journal(tmp_path, settings_of().to_dict(), {"cpu": "a", "date": "1"})
+    Journal(tmp_path, settings_of().to_dict(), {"cpu": "a", "date": "2"})
+    with pytest.raises(ConfigError, match="cpu is 'b' here and 'a' there"):
+        Journal(tmp_path, settings_of().to_dict(), {"cpu": "b"})
+
+
+def test_a_line_damaged_in_the_middle_is_named(tmp_path, finished, settings_of):
+    whole, run = finished
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    lines[4] = b"{nonsense\n"
+    with pytest.raises(ConfigError, match="line 5 is damaged"):
+        run(_torn(tmp_path, b"".join(lines), "damaged"))
