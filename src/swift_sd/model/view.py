@@ -49,7 +49,8 @@ class View:
             ).unsqueeze(0)
         if self._takes_keep:
             options["logits_to_keep"] = keep
-        with torch.no_grad(), torch.inference_mode(self._leaves_no_trace):
+        # In this order: inference_mode(False) would switch gradients on again.
+        with torch.inference_mode(self._leaves_no_trace), torch.no_grad():
             output = self.module(
                 input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options
             )
