@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -21,13 +22,15 @@ class TextPieces(TextStreamer):
 
     def add(self, tokens: Iterable[int]) -> Iterator[str]:
         """The text that `tokens` complete."""
+        put: Any = self.put
         for token in tokens:
-            self.put(torch.tensor([token]))  # type: ignore[no-untyped-call]
+            put(torch.tensor([token]))
         return self._taken()
 
     def finish(self) -> Iterator[str]:
         """What is left at the end."""
-        self.end()  # type: ignore[no-untyped-call]
+        end: Any = self.end
+        end()
         return self._taken()
 
     def _taken(self) -> Iterator[str]:

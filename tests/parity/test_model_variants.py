@@ -24,6 +24,16 @@ VARIANTS = [
 ]
 
 
+def assert_same(model, swift, ids, new_tokens):
+    request = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": False,
+        "max_new_tokens": new_tokens,
+        "eos_token_id": None,
+    }
+    assert torch.equal(swift.generate(ids, **request), model.generate(ids, **request))
+
+
 def named(variant):
     family, changes = variant
     return "-".join([family, *(f"{name}={value}" for name, value in changes.items())])
@@ -35,14 +45,7 @@ def test_greedy_output_is_the_same(family, changes, skip, prompt):
     model = tiny_model(family, layers=LAYERS, **changes)
     layer_set = getattr(LayerSet, skip)(LAYERS)
     swift = Swift(model, config=SwiftConfig(layer_set, max_draft_tokens=5, early_stop=0.0))
-    ids = prompt(13)
-    request = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": 16,
-        "eos_token_id": None,
-    }
-    assert torch.equal(swift.generate(ids, **request), model.generate(ids, **request))
+    assert_same(model, swift, prompt(13), 16)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "llama"])
@@ -50,14 +53,7 @@ def test_an_answer_many_windows_long(family, prompt):
     """Sliding layers move their window again and again, full ones grow."""
     model = tiny_model(family, layers=LAYERS)
     swift = Swift(model, config=SwiftConfig(LayerSet(LAYERS, [2], [3]), 7, early_stop=0.1))
-    ids = prompt(11)
-    request = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": 150,
-        "eos_token_id": None,
-    }
-    assert torch.equal(swift.generate(ids, **request), model.generate(ids, **request))
+    assert_same(model, swift, prompt(11), 150)
     summary = swift.trace.summary()
     assert 0 < summary["accepted_tokens"] < summary["drafted_tokens"]
 

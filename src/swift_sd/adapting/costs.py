@@ -62,7 +62,7 @@ def measure_costs(
     plain.forward(tokens[:, :context], cache, keep=1)
     cache.commit(context)
 
-    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: Any = model.get_output_embeddings()
     hidden = head.weight.new_zeros(1, 1, head.weight.shape[1]) if head is not None else None
     steps, heads, sums = [], [], []
     for _ in range(WARM_UP + repeats):

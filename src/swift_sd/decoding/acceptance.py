@@ -58,8 +58,9 @@ def accept_sampled(
 
 def acceptance_probability(p: Tensor, q: Tensor, token: int) -> float:
     """min(1, p(token) / q(token)), for a token drawn from q."""
-    target, draft = p[token].item(), q[token].item()
-    return 1.0 if target >= draft else target / draft
+    target, draft = torch.stack([p[token], q[token]]).tolist()  # one transfer from the device
+    ratio: float = 1.0 if target >= draft else target / draft
+    return ratio
 
 
 def residual(p: Tensor, q: Tensor) -> Tensor:
