@@ -32,14 +32,30 @@ def test_who_is_first_alternates_from_question_to_question(
     assert _work(log) == ["hf: a", "m: a", "m: b", "hf: b", "hf: c", "m: c"]
 
 
-def test_every_method_has_its_own_hf_beside_it(
+def test_two_methods_share_the_hf_between_them(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    methods = {name: scripted_method(name, log) for name in ("hf", "m", "n", "o")}
+    settings = settings_of(methods=("m", "n", "o"))
+    asked = [Question(i, "g", (text,)) for i, text in enumerate("ab")]
+    runner, _ = runner_in(tmp_path, settings, asked, methods=methods)
+    list(runner.run())
+    first, second = ["n: a", "hf: a", "m: a", "hf: a", "o: a"], ["m: b", "hf: b", "n: b"]
+    assert _work(log) == [*first, *second, "o: b", "hf: b"]
+
+
+def test_only_what_is_missing_of_two_is_timed(
     tmp_path, runner_in, settings_of, scripted_method, log
 ):
     methods = {name: scripted_method(name, log) for name in ("hf", "m", "n")}
-    settings = settings_of(methods=("hf", "m", "n"))
-    runner, _ = runner_in(tmp_path, settings, [Question(1, "g", ("a",))], methods=methods)
-    list(runner.run())
-    assert _work(log) == ["hf: a", "hf: a", "hf: a", "m: a", "hf: a", "n: a"]
+    settings = settings_of(methods=("m", "n"))
+    asked = [Question(1, "g", ("a",))]
+    runner, _ = runner_in(tmp_path, settings, asked, methods=methods)
+    next(iter(runner.run()))
+    log.clear()
+    runner, _ = runner_in(tmp_path, settings, asked, methods=methods)
+    (record,) = runner.run()
+    assert (record["method"], _work(log)) == ("n", ["n: a", "hf: a"])
 
 
 def test_repeats_alternate_too_and_share_no_state(

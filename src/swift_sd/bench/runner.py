@@ -25,9 +25,9 @@ REFERENCES = 10  # about so many timings of the reference work over a run
 class Runner:
     """Times what `settings` asks for and writes it into `journal`.
 
-    `hf` and a method answer the same prompt one right after the other; who is first alternates from
-    question to question and from repeat to repeat. A conversation goes on with what `hf` answered,
-    so that all methods do the same work.
+    Methods go two by two with one answer of `hf` between them, so that each is timed right before
+    or right after it; the order turns round from question to question and from repeat to repeat. A
+    conversation goes on with what `hf` answered, so that all methods do the same work.
 
     Args:
         subject: model, tokenizer and what some methods need besides.
@@ -135,34 +135,41 @@ class Runner:
                 for rest in range(turn, len(question.turns)):
                     self._leave_out(question, rest, inputs["input_ids"].shape[1])
                 return
-            said: list[int] | None = None
-            for name in self._asked:
-                record = self._done.get((question.question_id, turn, name))
-                if record is None:
-                    record = self._pair(index, question, turn, name, inputs)
+            for first in range(0, len(self._asked), 2):
+                names = self._asked[first : first + 2]
+                for record in self._beside_hf(index, question, turn, names, inputs):
                     self._journal.append("record", record)
                     self._done[_key(record)] = record
                     yield record
-                said = said or record["hf_token_ids"]
+            said = self._done[question.question_id, turn, self._asked[0]]["hf_token_ids"]
             tokenizer: Any = self._subject.tokenizer
             answers.append(tokenizer.decode(said, skip_special_tokens=True))
 
-    def _pair(
-        self, index: int, question: Question, turn: int, name: str, inputs: dict[str, Tensor]
-    ) -> Entry:
+    def _beside_hf(
+        self, index: int, question: Question, turn: int, names: list[str], inputs: dict[str, Tensor]
+    ) -> Iterator[Entry]:
+        """The records that are missing of one or two methods."""
+        missing = [name for name in names if (question.question_id, turn, name) not in self._done]
+        if not missing:
+            return
         settings = self._settings
         room = min(settings.max_new_tokens, self._room(inputs))
         arguments = {**settings.generate_arguments(), "max_new_tokens": room}
         seed = seed_for(settings.seed, question.question_id, turn)
-        mine: list[Timing] = []
-        theirs: list[Timing] = []
+        # `hf` as a method of its own is timed twice: what it shows is the noise.
+        order = [names[0], None, *names[1:]]
+        timings: dict[str | None, list[Timing]] = {name: [] for name in order}
         for repeat in range(settings.repeats):
-            sides = [(theirs, self._started(HF, repeat)), (mine, self._started(name, repeat))]
-            for timings, answer in sides if (index + repeat) % 2 == 0 else reversed(sides):
-                timings.append(timed(answer, inputs, arguments, seed))
+            for name in reversed(order) if (index + repeat) % 2 == 0 else order:
+                if name is None or name in missing:
+                    answer = self._started(name or HF, repeat)
+                    timings[name].append(timed(answer, inputs, arguments, seed))
         prompt_tokens = inputs["input_ids"].shape[1]
         greedy = settings.temperature == 0
-        return make_record(question, turn, index, name, prompt_tokens, mine, theirs, greedy)
+        for name in missing:
+            yield make_record(
+                question, turn, index, name, prompt_tokens, timings[name], timings[None], greedy
+            )
 
     def _started(self, name: str, repeat: int) -> Answer:
         """Each repeat has a state of its own: nothing learned from the same prompt before."""
