@@ -17,7 +17,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench-engine setup clean
+.PHONY: help demo test check format bench-engine bench-identity setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ format: $(READY) ## rewrite the sources as `make check` wants them
 
 bench-engine: $(READY) ## time the decoding engine (ARGS="--help" for options)
 	@$(BIN)/python benchmarks/engine.py $(ARGS)
+
+bench-identity: $(READY) ## count answers that differ in 16 bits (ARGS="--help" for options)
+	@$(BIN)/python benchmarks/identity.py $(ARGS)
 
 setup: $(READY) ## only set up .venv
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 from swift_sd.errors import ConfigError
 from swift_sd.model.layer_set import LayerSet
 
 MAX_DRAFT_TOKENS = 256  # beyond this no acceptance rate pays for the verifying forward
+EXACT = ("auto", "strict", "off")
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,16 @@ class SwiftConfig:
     Attributes:
         layer_set: sublayers that the draft skips; None for the paper's start, every second one.
         max_draft_tokens: most tokens drafted before the target verifies them; 0 decodes plainly.
-        early_stop: drafting stops behind a token whose probability under the draft's most likely
-            choice is below this (ε in SWIFT, section 4.2); 0 never stops early.
+        tree: whether alternatives to drafted tokens are verified along with them.
+        early_stop: None lets measured costs and acceptance decide how deep and wide to draft. A
+            number is the paper's ε (SWIFT, section 4.2): drafting stops behind a token whose
+            probability is below it, and the number of alternatives follows the paper's table.
+        exact: what is done about rounding. Over several rows a model may round differently than
+            over one, so that in 16 bits another token wins than in plain decoding where two are
+            nearly tied. "auto" verifies with operations that give, to the bit, what they give for
+            one row, if there are such on this machine; if not, it decides near-ties again with a
+            forward of their own. "strict" goes row by row rather than do that. "off" takes what
+            comes.
 
     Raises:
         ConfigError: a value is out of range.
@@ -27,7 +36,9 @@ class SwiftConfig:
 
     layer_set: LayerSet | None = None
     max_draft_tokens: int = 25
-    early_stop: float = 0.8
+    tree: bool = True
+    early_stop: float | None = None
+    exact: Literal["auto", "strict", "off"] = "auto"
 
     def __post_init__(self) -> None:
         count, threshold = self.max_draft_tokens, self.early_stop
@@ -38,10 +49,14 @@ class SwiftConfig:
                 f"max_draft_tokens is {count}; give 0 (plain decoding) to {MAX_DRAFT_TOKENS}"
             )
         is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        if not is_number or not math.isfinite(threshold):
-            raise ConfigError(f"early_stop is {threshold!r}; give a probability from 0 to 1")
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"early_stop is {threshold}; give a probability from 0 to 1")
+        if threshold is not None and not (is_number and 0 <= threshold <= 1):
+            raise ConfigError(
+                f"early_stop is {threshold!r}; give a probability from 0 to 1, or None"
+            )
+        if not isinstance(self.tree, bool):
+            raise ConfigError(f"tree is {self.tree!r}; give True or False")
+        if self.exact not in EXACT:
+            raise ConfigError(f"exact is {self.exact!r}; choose from {', '.join(EXACT)}")
         if self.layer_set is not None and not isinstance(self.layer_set, LayerSet):
             raise ConfigError(
                 f"layer_set is a {type(self.layer_set).__name__}; give a LayerSet "
@@ -51,7 +66,7 @@ class SwiftConfig:
     @classmethod
     def paper(cls) -> SwiftConfig:
         """The setting of the paper: ε = 0.8, at most 25 draft tokens (SWIFT, section 5.1)."""
-        return cls(layer_set=None, max_draft_tokens=25, early_stop=0.8)
+        return cls(max_draft_tokens=25, tree=True, early_stop=0.8)
 
     @classmethod
     def plain(cls) -> SwiftConfig:

@@ -29,16 +29,22 @@ def _drafting(summary: dict[str, Any]) -> list[str]:
     skipped = summary["layer_set"]
     histogram: dict[int, int] = summary["accepted_histogram"]
     most = max(histogram.values())
+    on_chain = round(summary["acceptance_rate"] * summary["drafted_tokens"])
+    beside = summary["accepted_tokens"] - on_chain
+    alternatives = f", {beside} more from alternatives" if beside else ""
+    again = summary["decided_again"]
+    ties = [f"{again} near-ties decided again by a forward of their own"] if again else []
     return [
         f"drafted with {len(skipped['attention'])} attention and {len(skipped['mlp'])} MLP "
-        f"sublayers skipped: {summary['accepted_tokens']} of {summary['drafted_tokens']} draft "
-        f"tokens accepted ({summary['acceptance_rate']:.0%}), "
+        f"sublayers skipped: {on_chain} of {summary['drafted_tokens']} draft "
+        f"tokens accepted ({summary['acceptance_rate']:.0%}){alternatives}, "
         f"{summary['tokens_per_forward']:.2f} tokens per forward of the full model",
         "accepted per draft:",
         *(
             f"  {accepted:3d} {'█' * max(1, round(BAR * count / most))} {count}"
             for accepted, count in histogram.items()
         ),
+        *ties,
     ]
 
 

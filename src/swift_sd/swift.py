@@ -20,20 +20,18 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swift_sd.adapting.costs import Costs, measure_costs
+from swift_sd.adapting.experience import Experience
 from swift_sd.arguments import with_stop_strings
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
-from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
-from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import context_length
 from swift_sd.model.sublayers import check_ready, find_sublayers
-from swift_sd.model.target import Target
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
 
@@ -71,10 +69,14 @@ class Swift:
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
-        self.layer_set = self.config.layer_set or LayerSet.unified(self.sublayers.depth)
-        self.layer_set.check_depth(self.sublayers.depth)
+        self._experience = Experience(model, self.sublayers, self.config)
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
+
+    @property
+    def layer_set(self) -> LayerSet:
+        """The sublayers that drafts skip."""
+        return self._experience.layer_set
 
     @property
     def trace(self) -> Trace | None:
@@ -239,20 +241,15 @@ class Swift:
 
     def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
-        drafter = None
-        if self.config.max_draft_tokens:
-            # A view of its own for each response: they share nothing that changes, and each sees
-            # the model as it is now.
-            view = DraftView(self.model, self.sublayers, self.layer_set)
-            drafter = LayerSkipDrafter(view, self.config.early_stop)
         trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
         rounds = decode(
-            Target(self.model),
-            drafter,
+            self._experience.target(),
+            self._experience.drafter(do_sample=bool(request.options.do_sample)),
             state,
             request.unread,
             self.config.max_draft_tokens,
-            request.options.prefill_chunk_size,
+            tolerance=self._experience.tolerance,
+            prefill_chunk=request.options.prefill_chunk_size,
         )
         try:
             while True:

@@ -14,7 +14,6 @@ from swift_sd import (
     UnsupportedArgument,
     UnsupportedModel,
 )
-from swift_sd.decoding.acceptance import accept_sampled
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import tiny_model
 
@@ -140,18 +139,6 @@ def test_a_sub_network_that_computes_nonsense_proposes_nothing(do_sample, prompt
     assert swift.trace.summary()["drafted_tokens"] == 0
     if not do_sample:
         assert torch.equal(out, model.generate(ids, **asked))
-
-
-def test_a_target_that_is_not_a_number_accepts_nothing():
-    drawn = []
-
-    def draw(distribution):
-        drawn.append(distribution)
-        return 2
-
-    nan = torch.full((3,), float("nan"))
-    tokens = accept_sampled([1], [torch.tensor([0.0, 1.0, 0.0])], lambda _: nan, lambda: 0.5, draw)
-    assert list(tokens) == [2]
 
 
 def test_an_end_of_sequence_criterion_may_hold_a_single_number(model_of, swift_of, prompt):

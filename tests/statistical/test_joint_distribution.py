@@ -5,18 +5,26 @@ import itertools
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from swift_sd import LayerSet
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
+from swift_sd.drafting.growth import PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.testing.families import tiny_model
 
-VOCABULARY, NEW, SAMPLES, LAYERS = 7, 3, 20_000, 3
+VOCABULARY, NEW, SAMPLES, LAYERS = 7, 3, 6_000, 3
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +64,31 @@ def prepared(model, ids, **arguments):
     )
 
 
-@pytest.mark.parametrize(
-    ("arguments", "processors"),
-    [
-        ({"temperature": 1.0, "top_k": 0}, []),
-        ({"temperature": 1.6, "top_k": 4}, [TemperatureLogitsWarper(1.6), TopKLogitsWarper(4)]),
-    ],
-    ids=["unwarped", "warped"],
-)
-def test_samples_fit_the_joint_distribution(model, arguments, processors):
+WARPERS = {
+    "unwarped": ({"top_k": 0}, []),
+    "cold": ({"temperature": 0.3, "top_k": 0}, [TemperatureLogitsWarper(0.3)]),
+    "hot": ({"temperature": 1.7, "top_k": 0}, [TemperatureLogitsWarper(1.7)]),
+    "hot top-k": (
+        {"temperature": 1.6, "top_k": 4},
+        [TemperatureLogitsWarper(1.6), TopKLogitsWarper(4)],
+    ),
+    "top-p": ({"top_p": 0.8, "top_k": 0}, [TopPLogitsWarper(0.8)]),
+    "min-p": ({"min_p": 0.2, "top_k": 0}, [MinPLogitsWarper(0.2)]),
+    "penalty": (
+        {"repetition_penalty": 1.8, "top_k": 0},
+        [RepetitionPenaltyLogitsProcessor(1.8)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WARPERS)
+def test_samples_fit_the_joint_distribution(model, name):
+    arguments, processors = WARPERS[name]
     ids = torch.tensor([[3, 5, 4, 6]])
     expected = exact(model, ids, LogitsProcessorList(processors))
     # Both sublayers of the only inner layer are skipped: drafts are often refused.
     view = DraftView(model, find_sublayers(model), LayerSet.every(LAYERS))
-    drafter = LayerSkipDrafter(view, early_stop=0.0)
+    drafter = LayerSkipDrafter(view, PaperGrowth(0.0, PaperGrowth.SAMPLING))
     request = prepared(model, ids, **arguments)
     torch.manual_seed(0)
     counts = torch.zeros(VOCABULARY**NEW)

@@ -19,7 +19,7 @@ def test_the_ends_of_the_range_are_allowed(count):
     assert SwiftConfig(max_draft_tokens=count).max_draft_tokens == count
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf"), "0.5", True])
 def test_a_wrong_threshold_is_named(threshold):
     with pytest.raises(ConfigError, match="early_stop is"):
         SwiftConfig(early_stop=threshold)
@@ -39,6 +39,13 @@ def test_a_layer_set_of_another_type_is_refused_with_a_remedy(layer_set):
 def test_the_papers_setting():
     config = SwiftConfig.paper()
     assert (config.layer_set, config.max_draft_tokens, config.early_stop) == (None, 25, 0.8)
+    assert config.tree
+
+
+@pytest.mark.parametrize(("name", "value"), [("tree", 1), ("tree", "no"), ("exact", "maybe")])
+def test_other_wrong_values_are_named(name, value):
+    with pytest.raises(ConfigError, match=f"{name} is"):
+        SwiftConfig(**{name: value})
 
 
 def test_the_plain_setting_never_drafts():

@@ -60,7 +60,7 @@ def run(script, prompt=(3, 1, 4), new_tokens=12, limit=4, end=None, chunk=None):
     target = scripted_target(logits)
     state = start(list(prompt), new_tokens, end)
     drafter = None if script is None else ScriptedDrafter(script)
-    steps = list(decode(target, drafter, state, state.tokens, limit, chunk))
+    steps = list(decode(target, drafter, state, state.tokens, limit, prefill_chunk=chunk))
     return state, steps, target
 
 

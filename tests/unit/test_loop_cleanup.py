@@ -5,6 +5,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.stopping_criteria import MaxLengthCriteria
 
+from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
@@ -27,7 +28,10 @@ class Interrupted:
         if self.left < 0:
             raise KeyboardInterrupt
         state.cache.rollback()
-        return type("Nothing", (), {"tokens": [], "distributions": [], "__len__": lambda _: 0})()
+        return DraftTree()
+
+    def learn(self, tree, path, step):
+        pass
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])

@@ -15,7 +15,18 @@ def text(steps: list[Step], seconds: float, plain_step: float) -> str:
 
 DRAFTED = [
     Step((7,), prefill=1.0),
-    *[Step((8, 9, 10), drafter="layer_skip", drafted=4, accepted=2, draft=0.5, verify=0.5)] * 3,
+    *[
+        Step(
+            (8, 9, 10),
+            drafter="layer_skip",
+            drafted=4,
+            accepted=2,
+            accepted_on_chain=2,
+            draft=0.5,
+            verify=0.5,
+        )
+    ]
+    * 3,
     Step((11,), drafter="layer_skip", drafted=4, draft=0.5, verify=0.5),
 ]
 
@@ -52,7 +63,7 @@ def test_acceptance_and_its_histogram_are_shown():
 
 
 def test_a_rare_length_still_gets_a_bar():
-    many = Step((8, 9), drafter="layer_skip", drafted=1, accepted=1)
+    many = Step((8, 9), drafter="layer_skip", drafted=1, accepted=1, accepted_on_chain=1)
     report = text([Step((7,)), *[many] * 999, Step((1,), "layer_skip", 1, 0)], 6.0, 1.0)
     assert "    0 █ 1" in report
 

@@ -14,10 +14,28 @@ LAYER_SET = LayerSet(6, [3, 1], [2])
 def trace() -> Trace:
     steps = [
         Step((7,), prefill=1.0, accept=0.5),
-        Step((8, 9, 10), drafter="layer_skip", drafted=4, accepted=2, draft=2.0, verify=1.0),
+        Step(
+            (8, 9, 10),
+            drafter="layer_skip",
+            drafted=4,
+            verified=9,
+            accepted=2,
+            accepted_on_chain=1,
+            draft=2.0,
+            verify=1.0,
+        ),
         Step((11,), verify=0.5),
         Step((12,), drafter="layer_skip", drafted=3, accepted=0, draft=1.0, verify=1.0),
-        Step((13, 14), drafter="layer_skip", drafted=2, accepted=2, draft=1.0, verify=1.0),
+        Step(
+            (13, 14),
+            drafter="layer_skip",
+            drafted=2,
+            verified=2,
+            accepted=2,
+            accepted_on_chain=2,
+            draft=1.0,
+            verify=1.0,
+        ),
     ]
     return Trace(LAYER_SET, steps, seconds=10.0)
 
@@ -26,7 +44,7 @@ def test_the_summary_has_exactly_the_contracted_keys(trace):
     assert set(trace.summary()) == {
         *("new_tokens", "seconds", "tokens_per_second", "target_forwards", "tokens_per_forward"),
         *("drafted_tokens", "accepted_tokens", "acceptance_rate", "accepted_histogram"),
-        *("time_split", "layer_set", "drafters"),
+        *("time_split", "layer_set", "drafters", "verified_tokens", "decided_again"),
     }
 
 
@@ -42,7 +60,7 @@ def test_tokens_and_forwards_are_counted(trace):
 def test_acceptance_counts_drafted_and_accepted(trace):
     summary = trace.summary()
     assert (summary["drafted_tokens"], summary["accepted_tokens"]) == (9, 4)
-    assert summary["acceptance_rate"] == 4 / 9
+    assert summary["acceptance_rate"] == 3 / 9  # what came from beside the chain is left out
     assert summary["accepted_histogram"] == {0: 1, 2: 2}  # the step without a draft is not in it
     assert summary["drafters"] == {"layer_skip": 3}
 

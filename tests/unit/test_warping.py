@@ -41,17 +41,17 @@ def test_without_processors_greedy_decoding_is_the_argmax_and_sampling_is_not():
 
 def test_pure_processors_of_transformers_apply_on_both_sides():
     both = warping(RepetitionPenaltyLogitsProcessor(2.0), TopKLogitsWarper(2))
-    assert both.target_scores(PREFIX, LOGITS).tolist() == [[-torch.inf, -torch.inf, 3.0, 2.0]]
-    assert torch.equal(both.draft_scores(PREFIX, LOGITS), both.target_scores(PREFIX, LOGITS))
-    assert both.draft_needs_prefix
+    assert both.scores(PREFIX, LOGITS).tolist() == [[-torch.inf, -torch.inf, 3.0, 2.0]]
+    assert torch.equal(both.guess(PREFIX, LOGITS), both.scores(PREFIX, LOGITS))
+    assert both.needs_prefix
 
 
 def test_a_users_processor_never_sees_a_guess():
     counting = Counting()
     mixed = warping(counting, TemperatureLogitsWarper(2.0))
-    assert mixed.draft_scores(PREFIX, LOGITS).tolist() == [[0.5, 1.0, 1.5, 2.0]]
+    assert mixed.guess(PREFIX, LOGITS).tolist() == [[0.5, 1.0, 1.5, 2.0]]
     assert counting.calls == []
-    assert mixed.target_scores(PREFIX, LOGITS).tolist() == [[50.0, 1.0, 1.5, 2.0]]
+    assert mixed.scores(PREFIX, LOGITS).tolist() == [[50.0, 1.0, 1.5, 2.0]]
     assert counting.calls == [[[3, 1]]]
 
 
@@ -60,9 +60,9 @@ def test_a_users_subclass_of_a_pure_processor_is_the_users():
         pass
 
     mine = warping(Mine([3]))
-    assert not mine.draft_needs_prefix
-    assert mine.draft_scores(PREFIX, LOGITS).argmax() == 3
-    assert mine.target_scores(PREFIX, LOGITS).argmax() == 2
+    assert not mine.needs_prefix
+    assert mine.guess(PREFIX, LOGITS).argmax() == 3
+    assert mine.scores(PREFIX, LOGITS).argmax() == 2
 
 
 def test_processors_that_call_back_or_run_the_model_are_kept_from_the_draft():
@@ -73,21 +73,21 @@ def test_processors_that_call_back_or_run_the_model_are_kept_from_the_draft():
         return [1]
 
     constrained = warping(PrefixConstrainedLogitsProcessor(allowed, 1))
-    constrained.draft_scores(PREFIX, LOGITS)
+    constrained.guess(PREFIX, LOGITS)
     assert calls == []
-    assert constrained.target_scores(PREFIX, LOGITS).argmax() == 1
+    assert constrained.scores(PREFIX, LOGITS).argmax() == 1
     assert calls == [[3, 1]]
     guided = warping(UnbatchedClassifierFreeGuidanceLogitsProcessor(2.0, model=None))
-    assert torch.equal(guided.draft_scores(PREFIX, LOGITS), LOGITS)
+    assert torch.equal(guided.guess(PREFIX, LOGITS), LOGITS)
 
 
 def test_the_logits_given_are_not_written_to():
     logits = LOGITS.clone()
-    warping(Counting()).target_scores(PREFIX, logits)
-    warping(SuppressTokensLogitsProcessor([3])).draft_scores(PREFIX, logits)
+    warping(Counting()).scores(PREFIX, logits)
+    warping(SuppressTokensLogitsProcessor([3])).guess(PREFIX, logits)
     assert torch.equal(logits, LOGITS)
 
 
 def test_scores_are_float32_whatever_the_models_type():
-    for side in (warping().target_scores, warping().draft_scores):
+    for side in (warping().scores, warping().guess):
         assert side(PREFIX, LOGITS.bfloat16()).dtype == torch.float32

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from swift_sd.decoding.noise import Noise
 from swift_sd.decoding.stopping import Stopping
-from swift_sd.decoding.warping import Warping
+from swift_sd.decoding.warping import Warping, race, winner
 from swift_sd.model.kv_cache import KVCache
 
 GROWTH = 1024  # ids to allocate at once
@@ -41,6 +44,7 @@ class DecodingState:
         self.stopping = stopping
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.logits: list[Tensor] | None = [] if keep_logits else None
+        self.noise = Noise() if warping.do_sample else None
         self.finished = False
         self.device = device or tokens.device
         self._context = context
@@ -63,11 +67,11 @@ class DecodingState:
         """The newest token, `[1, 1]`, on the model's device: the one that the cache lacks."""
         return self._ids[:, self._length - 1 : self._length].to(self.device)
 
-    def last_token_and(self, drafted: list[int]) -> Tensor:
+    def last_token_and(self, drafted: Sequence[int]) -> Tensor:
         """The row to verify: the newest token and the drafted ones, `[1, 1 + drafted]`."""
         if not drafted:
             return self.last_token
-        row = torch.tensor([drafted], dtype=torch.long, device=self.device)
+        row = torch.tensor([list(drafted)], dtype=torch.long, device=self.device)
         return torch.cat([self.last_token, row], dim=1)
 
     def room_for_draft(self) -> int:
@@ -84,13 +88,45 @@ class DecodingState:
         """Whether each next token is the argmax of its logits, and nothing else is asked for."""
         return self.warping.is_argmax and self.scores is None and self.logits is None
 
-    def tokens_with(self, drafted: list[int]) -> Tensor:
+    def guess(self, drafted: Sequence[int], logits: Tensor) -> Tensor:
+        """How likely a drafter with `logits` thinks each token to be what the target will choose.
+
+        Args:
+            drafted: what is guessed to come before it.
+            logits: `[1, vocabulary]`.
+
+        Returns:
+            Chances `[vocabulary]`, float32, that sum to 1. When sampling they already count the
+            noise with which the target will choose.
+        """
+        prefix = self.tokens_with(drafted) if self.warping.needs_prefix else self.tokens
+        scores = self.warping.guess(prefix, logits)
+        if self.noise is None:
+            return race(scores, None)[0]
+        weights = race(scores, self.noise.ahead(len(drafted), scores))[0]
+        return weights / weights.sum()
+
+    def tokens_with(self, drafted: Sequence[int]) -> Tensor:
         """All tokens so far and then `drafted`, `[1, length + drafted]`, until the next call."""
         end = self._length + len(drafted)
         self._make_room(end)
         if drafted:
-            self._ids[0, self._length : end] = torch.tensor(drafted)
+            self._ids[0, self._length : end] = torch.tensor(list(drafted))
         return self._ids[:, :end]
+
+    def choose(self, logits: Tensor, scores: Tensor | None = None) -> int:
+        """The target's token for the next place, to be appended; to be asked once for each.
+
+        Args:
+            logits: the target's, `[1, vocabulary]`.
+            scores: what `warping.scores` makes of them, if that is known already.
+        """
+        if self.is_argmax:
+            return int(logits.float().argmax())  # argmax of 16-bit numbers is slow
+        if scores is None:
+            scores = self.warping.scores(self.tokens, logits)
+        self._record(logits, scores)
+        return winner(scores, self.noise.take(scores) if self.noise else None)
 
     def append(self, token: int) -> None:
         """Add a token that the target chose, and find out whether the response ends with it."""
@@ -100,7 +136,7 @@ class DecodingState:
         scores = tuple(self.scores) if self.scores is not None else None
         self.finished = self.stopping.ends(self.tokens, token, scores)
 
-    def record(self, logits: Tensor, scores: Tensor) -> None:
+    def _record(self, logits: Tensor, scores: Tensor) -> None:
         """Keep a place's `[1, vocabulary]` logits and scores, where they were asked for."""
         if self.logits is not None:
             self.logits.append(logits.to(torch.float32, copy=True))

@@ -17,19 +17,31 @@ class Step:
         tokens: what came out, in order: accepted draft tokens, then one chosen by the target (which
             is missing if the response ended inside the draft).
         drafter: who proposed; None if nothing was.
-        drafted: number of tokens proposed.
-        accepted: number of them that came out.
-        prefill, draft, verify, accept: seconds.
+        drafted: number of tokens proposed on the main chain: each token's first successor.
+        verified: number of all tokens proposed, alternatives included.
+        accepted: number of proposed tokens that came out.
+        accepted_on_chain: number of those that came out from the main chain.
+        decided_again: number of places decided by a forward of their own.
+        prefill, draft, verify, again, accept: seconds; `again` went into those forwards.
     """
 
     tokens: tuple[int, ...]
     drafter: str | None = None
     drafted: int = 0
+    verified: int = 0
     accepted: int = 0
+    accepted_on_chain: int = 0
+    decided_again: int = 0
     prefill: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
+    again: float = 0.0
     accept: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.prefill + self.draft + self.verify + self.again + self.accept
 
 
 PHASES = ("prefill", "draft", "verify", "accept")
@@ -61,27 +73,33 @@ class Trace:
         """The figures that reports, `--json` and benchmarks use; times in seconds.
 
         `target_forwards` counts the prefill as one. `tokens_per_forward` counts accepted and bonus
-        tokens by verifying forward, the prefill with its token left out. `acceptance_rate` is
-        accepted ÷ drafted; `accepted_histogram[n]` is how many drafts had n tokens accepted. Rates
-        without a denominator are None.
+        tokens by verifying forward, the prefill with its token left out; a place decided again is a
+        forward too. `acceptance_rate` is accepted ÷ drafted on the main chain;
+        `accepted_histogram[n]` is how many drafts had n tokens accepted, alternatives included.
+        Rates without a denominator are None.
         """
         rounds = self.steps[1:]
         new_tokens = len(self.token_ids)
         drafted = sum(step.drafted for step in rounds)
-        accepted = sum(step.accepted for step in rounds)
+        on_chain = sum(step.accepted_on_chain for step in rounds)
+        again = sum(step.decided_again for step in rounds)
+        forwards = len(rounds) + again
         lengths = Counter(step.accepted for step in rounds if step.drafter)
         split = {phase: sum(getattr(step, phase) for step in self.steps) for phase in PHASES}
+        split["verify"] += sum(step.again for step in rounds)
         split["adapt"] = 0.0
         split["other"] = max(self.seconds - sum(split.values()), 0.0)
         return {
             "new_tokens": new_tokens,
             "seconds": self.seconds,
             "tokens_per_second": _ratio(new_tokens, self.seconds),
-            "target_forwards": len(self.steps),
-            "tokens_per_forward": _ratio(sum(len(step.tokens) for step in rounds), len(rounds)),
+            "target_forwards": len(self.steps) + again,
+            "tokens_per_forward": _ratio(sum(len(step.tokens) for step in rounds), forwards),
             "drafted_tokens": drafted,
-            "accepted_tokens": accepted,
-            "acceptance_rate": _ratio(accepted, drafted),
+            "verified_tokens": sum(step.verified for step in rounds),
+            "accepted_tokens": sum(step.accepted for step in rounds),
+            "acceptance_rate": _ratio(on_chain, drafted),
+            "decided_again": again,
             "accepted_histogram": {n: lengths[n] for n in sorted(lengths)},
             "time_split": split,
             "layer_set": {

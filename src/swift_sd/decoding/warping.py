@@ -1,4 +1,4 @@
-"""From logits to the distribution that is decoded: logits processors on both sides."""
+"""From logits to the token that is chosen: logits processors, noise, the best of the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Warping:
     """Applies the logits processors of one request.
 
     The target's side is lossless by order: each processor is called once for every token that
-    comes out, with the tokens before it. The draft's side may leave processors out, at the cost of
+    comes out, with the tokens before it. Guesses may leave processors out, at the cost of
     acceptance but not of exactness: those written by users and those with a state are not disturbed
     by guesses.
 
@@ -32,26 +32,71 @@ class Warping:
 
     def __init__(self, processors: LogitsProcessorList, do_sample: bool) -> None:
         self.do_sample = do_sample
-        self._target = processors
-        self._draft = LogitsProcessorList(filter(_is_pure, processors))
+        self._all = processors
+        self._pure = LogitsProcessorList(filter(_is_pure, processors))
 
     @property
     def is_argmax(self) -> bool:
         """Whether the target's choice is the argmax of its logits, whatever came before."""
-        return not self.do_sample and not self._target
+        return not self.do_sample and not self._all
 
     @property
-    def draft_needs_prefix(self) -> bool:
-        """Whether `draft_scores` looks at the tokens before."""
-        return bool(self._draft)
+    def is_pure(self) -> bool:
+        """Whether `guess` and `scores` are the same."""
+        return len(self._pure) == len(self._all)
 
-    def target_scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
+    @property
+    def needs_prefix(self) -> bool:
+        """Whether `guess` looks at the tokens before."""
+        return bool(self._pure)
+
+    def scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
         """Processed scores `[1, vocabulary]`, float32, of the token after `prefix` `[1, n]`."""
-        return _apply(self._target, prefix, logits)
+        return _apply(self._all, prefix, logits)
 
-    def draft_scores(self, prefix: Tensor, logits: Tensor) -> Tensor:
-        """The same on the draft's side, without processors that must not see guesses."""
-        return _apply(self._draft, prefix, logits)
+    def guess(self, prefix: Tensor, logits: Tensor) -> Tensor:
+        """The same without processors that must not see guesses."""
+        return _apply(self._pure, prefix, logits)
+
+
+def race(scores: Tensor, noise: Tensor | None) -> Tensor:
+    """Weights of which the token to choose has the largest; probabilities where there is no noise.
+
+    Args:
+        scores: `[1, vocabulary]`, float32.
+        noise: exponential numbers of the same shape when sampling; None takes the best score.
+    """
+    chances = scores.softmax(dim=-1)
+    return chances if noise is None else chances / noise
+
+
+def winner(scores: Tensor, noise: Tensor | None) -> int:
+    """The token to choose, to the bit the one that `generate` takes.
+
+    Raises:
+        RuntimeError: there is no distribution to draw from; `torch.multinomial` says so too.
+    """
+    if noise is None:
+        return int(scores.argmax())
+    best, token = race(scores, noise)[0].max(dim=-1)
+    if bool(best.isnan()):  # which wins against every number
+        raise RuntimeError(
+            "the scores to sample from contain NaN or infinity: the model in this dtype, or a "
+            "logits processor, has overflowed; use a wider dtype"
+        )
+    return int(token)
+
+
+def leads(scores: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row of scores `[rows, vocabulary]` the best token, its lead and its score.
+
+    The lead is by how much its score, noise included, exceeds the second best; in logits.
+    """
+    noisy = scores if noise is None else scores - noise.log()
+    best = noisy.max(dim=-1, keepdim=True)
+    second = noisy.scatter(-1, best.indices, -torch.inf).amax(dim=-1)
+    lead = best.values[:, 0] - second
+    return best.indices[:, 0], lead, scores.gather(-1, best.indices)[:, 0]
 
 
 def _apply(processors: LogitsProcessorList, prefix: Tensor, logits: Tensor) -> Tensor:

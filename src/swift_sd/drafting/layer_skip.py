@@ -3,67 +3,75 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from swift_sd.decoding.draft import Draft
+from swift_sd.decoding.draft_tree import ROOT, DraftTree
 from swift_sd.decoding.state import DecodingState
+from swift_sd.decoding.trace import Step
+from swift_sd.drafting.growth import Growth
 from swift_sd.model.draft_view import DraftView
 
 
 class LayerSkipDrafter:
-    """Decodes with the sub-network until it is unsure.
+    """Decodes with the sub-network; the candidates it did not choose become leaves.
 
     Args:
         view: the sub-network.
-        early_stop: draft no further behind a token whose distribution peaks below this probability.
-            That token itself is kept: it is drawn already, and verifying one more row costs little.
+        growth: how deep and how wide to go.
     """
 
     name = "layer_skip"
 
-    def __init__(self, view: DraftView, early_stop: float) -> None:
+    def __init__(self, view: DraftView, growth: Growth) -> None:
         self.view = view
-        self.early_stop = early_stop
+        self.growth = growth
+        self._forwards = 0
 
-    def propose(self, state: DecodingState, budget: int) -> Draft:
-        """Draft up to `budget` tokens behind `state`."""
-        draft = Draft()
+    def propose(self, state: DecodingState, budget: int) -> DraftTree:
+        """A chain of up to `budget` tokens behind `state`, with siblings."""
+        chain: list[int] = []
+        confidences: list[float] = []
+        leaves: list[tuple[int, int, float]] = []  # parent, token, confidence
         token = state.last_token
-        while len(draft) < budget:
+        self._forwards = 0
+        while len(chain) < budget:
             logits = self.view.forward(token, state.cache)[:, -1]  # [1, vocabulary]
-            chosen = self._choose(state, draft, logits)
-            if chosen is None:
+            self._forwards += 1
+            candidates = self._candidates(state.guess(chain, logits))
+            if not candidates:
                 break
-            token, confidence = chosen
-            if confidence < self.early_stop or draft.tokens[-1] in state.stopping.eos:
+            (best, confidence), *others = candidates
+            leaves += [(len(chain) - 1, *other) for other in others]
+            chain.append(best)
+            confidences.append(confidence)
+            if best in state.stopping.eos or not self.growth.goes_on(confidences):
                 break
+            token = torch.tensor([[best]], device=state.device)
         state.cache.rollback()
-        return draft
+        tree = DraftTree(
+            [*chain, *(token for _, token, _ in leaves)],
+            [*range(ROOT, len(chain) - 1), *(parent for parent, _, _ in leaves)],
+            [*confidences, *(confidence for _, _, confidence in leaves)],
+        )
+        return self.growth.pruned(tree)
 
-    def _choose(
-        self, state: DecodingState, draft: Draft, logits: Tensor
-    ) -> tuple[Tensor, float] | None:
-        """Add a token to `draft`; return it as `[1, 1]` with the probability of the likeliest.
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+        """See `Drafter.learn`."""
+        self.growth.learn(tree, path, step, self._forwards)
 
-        None if the sub-network computed no distribution: it may overflow where the target does not.
+    def _candidates(self, chances: Tensor) -> list[tuple[int, float]]:
+        """The likeliest tokens of `[vocabulary]` with their chances, in descending order.
+
+        None at all if the sub-network computed no distribution: it may overflow where the target
+        does not.
         """
-        prefix = state.tokens
-        if state.warping.draft_needs_prefix:
-            prefix = state.tokens_with(draft.tokens)
-        scores = state.warping.draft_scores(prefix, logits)[0]
-        distribution = scores.softmax(dim=-1)
-        peak = distribution.max()
-        if state.warping.do_sample:
-            # multinomial fails on NaN; a token drawn in spite of it is not proposed, see below.
-            token = torch.multinomial(distribution.nan_to_num(nan=1.0), 1)
-        else:
-            token = scores.argmax(dim=-1, keepdim=True)
-        chosen, confidence = torch.stack([token[0].double(), peak.double()]).tolist()
-        if math.isnan(confidence):
-            return None
-        draft.tokens.append(int(chosen))
-        if state.warping.do_sample:
-            draft.distributions.append(distribution)
-        return token.view(1, 1).to(state.device), confidence
+        top = chances.topk(min(self.growth.widest, len(chances)))
+        numbers = torch.stack([top.indices.double(), top.values.double()]).tolist()
+        candidates = [(int(token), chance) for token, chance in zip(*numbers, strict=True)]
+        if math.isnan(candidates[0][1]):
+            return []
+        width = self.growth.width(candidates[0][1])
+        return [candidates[0], *(one for one in candidates[1:width] if one[1] > 0)]

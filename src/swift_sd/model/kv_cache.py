@@ -3,7 +3,7 @@
 Positions below `committed` are the prefix that the target wrote. Positions from there on are
 scratch: a draft writes them, `rollback` forgets them, the verifying forward writes over them, and
 `commit` keeps those of the accepted tokens. All three move integers only; keys and values stay
-where they are.
+where they are, but for those of a token that was accepted beside the main chain of a tree.
 
 A view that skips an attention sublayer leaves a gap in that layer's scratch. Nobody reads it: the
 verifying forward fills all layers before any of them reads so far. This is why lengths belong to
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -62,6 +63,14 @@ class LayerBuffer:
             self.keys.narrow(2, first - self.origin, end - first),
             self.values.narrow(2, first - self.origin, end - first),
         )
+
+    def move(self, positions: Sequence[int], to: int) -> None:
+        """Copy the rows at `positions` to the positions from `to` on."""
+        assert self.keys is not None
+        assert self.values is not None
+        rows = torch.tensor(positions, device=self.keys.device) - self.origin
+        for rows_of in (self.keys, self.values):
+            rows_of.narrow(2, to - self.origin, len(positions)).copy_(rows_of.index_select(2, rows))
 
     def _make_room(
         self, keys: Tensor, values: Tensor, start: int, end: int, keep_from: int, reserve: int
@@ -125,20 +134,40 @@ class KVCache(Cache):
         self.reserve = reserve
         self.committed = 0
         self.cursor = 0
+        self._reach = 0  # end of what was written since the last rollback
 
     def advance(self, count: int) -> None:
         """`count` positions were written by a forward; the next one writes behind them."""
         self.cursor += count
+        self._reach = max(self._reach, self.cursor)
 
     def rollback(self) -> None:
         """Forget everything written since the last commit."""
-        self.cursor = self.committed
+        self.cursor = self._reach = self.committed
 
     def commit(self, count: int) -> None:
-        """Keep the first `count` scratch positions and forget the others."""
-        assert 0 <= count <= self.cursor - self.committed
+        """Keep the first `count` scratch positions; the next forward writes behind them."""
+        assert 0 <= count <= self._reach - self.committed
         self.committed += count
         self.cursor = self.committed
+
+    def commit_path(self, positions: Sequence[int]) -> None:
+        """Keep these scratch positions, in ascending order, moved together behind the prefix.
+
+        Scratch behind them stays as it is until it is written over, so that a path can be committed
+        in parts.
+        """
+        assert not positions or self.committed <= positions[0] <= positions[-1] < self._reach
+        moved = [
+            position
+            for place, position in enumerate(positions, self.committed)
+            if position != place
+        ]
+        if moved:
+            first = self.committed + len(positions) - len(moved)
+            for buffer in self.buffers:
+                buffer.move(moved, first)
+        self.commit(len(positions))
 
     def compact(self) -> None:
         """Give back memory that only the prompt needed."""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.view import View
 
 
 class Target(View):
-    """Reads prompts and verifies drafts; what it commits is what plain decoding computes."""
+    """Reads prompts and verifies drafts; what it commits is what plain decoding computes.
+
+    Args:
+        module: the model.
+        verifier: what verifies in its place, giving the same to the bit, however many rows.
+    """
+
+    def __init__(self, module: nn.Module, verifier: View | None = None) -> None:
+        super().__init__(module)
+        self._verifier = verifier
 
     def prefill(self, tokens: Tensor, cache: KVCache, chunk: int | None = None) -> Tensor:
         """Read the part of the prompt that is not in `cache` yet, and commit it.
@@ -35,6 +44,12 @@ class Target(View):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def verify(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Logits after each of `tokens`, `[batch, new, vocabulary]`; nothing is committed yet."""
-        return self.forward(tokens, cache)
+    def verify(self, tokens: Tensor, cache: KVCache, ancestry: Tensor | None = None) -> Tensor:
+        """Logits after each of `tokens`, `[batch, new, vocabulary]`; nothing is committed yet.
+
+        Args:
+            ancestry: how they follow each other, see `View.forward`; None for one by one.
+        """
+        if self._verifier is not None:
+            return self._verifier.forward(tokens, cache, ancestry=ancestry)
+        return self.forward(tokens, cache, ancestry=ancestry)

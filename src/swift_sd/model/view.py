@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.rope import changes_with_length
+from swift_sd.model.tree_mask import TreeMask
 
 
 class View:
@@ -21,7 +22,9 @@ class View:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self.tree_mask = TreeMask(module)
+        parameter = next(module.parameters(), torch.empty(0))
+        self.device, self.dtype = parameter.device, parameter.dtype
         # Inference mode is faster, but what a module keeps from it could never be trained again.
         config = getattr(module, "config", None)
         self._leaves_no_trace = config is None or not changes_with_length(config)
@@ -29,13 +32,17 @@ class View:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
 
-    def forward(self, tokens: Tensor, cache: KVCache, *, keep: int = 0) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
+    ) -> Tensor:
         """Run `tokens` behind everything that `cache` holds, and write their keys and values there.
 
         Args:
             tokens: `[batch, new]`, int64.
             cache: advanced by `new` positions.
             keep: how many of the last positions to compute logits for; 0 for all.
+            ancestry: for a tree which of `tokens` each one follows, `[new, new]`, bool, itself
+                included, on the CPU; None for a chain.
 
         Returns:
             Logits `[batch, new or keep, vocabulary]` in the model's dtype.
@@ -43,10 +50,13 @@ class View:
         count = tokens.shape[1]
         options: dict[str, Any] = {}
         if self._takes_positions:
-            begin = cache.cursor
-            options["position_ids"] = torch.arange(
-                begin, begin + count, device=tokens.device
-            ).unsqueeze(0)
+            if ancestry is None:
+                places = torch.arange(cache.cursor, cache.cursor + count, device=tokens.device)
+            else:
+                places = (cache.cursor - 1 + ancestry.sum(dim=1)).to(tokens.device)
+            options["position_ids"] = places.unsqueeze(0)
+        if ancestry is not None:
+            options["attention_mask"] = self.tree_mask(ancestry, cache, self.dtype, tokens.device)
         if self._takes_keep:
             options["logits_to_keep"] = keep
         # In this order: inference_mode(False) would switch gradients on again.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from swift_sd.decoding.draft import Draft
+from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.state import DecodingState
+from swift_sd.decoding.trace import Step
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.target import Target
 
@@ -32,16 +33,25 @@ class ScriptedModel(nn.Module):
         self.forwards = 0
 
     def forward(
-        self, input_ids: Tensor, past_key_values: KVCache, use_cache: bool, return_dict: bool
+        self,
+        input_ids: Tensor,
+        past_key_values: KVCache,
+        use_cache: bool,
+        return_dict: bool,
+        attention_mask: Tensor | None = None,
     ) -> CausalLMOutputWithPast:
         """Logits `[1, new, vocabulary]`; the ids are written into the cache's only layer."""
         self.forwards += 1
         rows = input_ids.float().view(1, 1, -1, 1)
         keys, _ = past_key_values.update(rows, rows, 0)
-        seen = [int(key) for key in keys.flatten()]
-        held = len(seen) - input_ids.shape[1]
-        places = range(held + 1, len(seen) + 1)
-        logits: torch.Tensor = torch.stack([self.next_logits(tuple(seen[:end])) for end in places])
+        seen = keys.flatten()
+        count = input_ids.shape[1]
+        if attention_mask is None:
+            rows_see = torch.ones(count, len(seen)).tril(len(seen) - count).bool()
+        else:
+            rows_see = attention_mask[0, 0]
+        prefixes = [tuple(map(int, seen[sees].tolist())) for sees in rows_see]
+        logits: torch.Tensor = torch.stack([self.next_logits(prefix) for prefix in prefixes])
         return CausalLMOutputWithPast(logits=logits.unsqueeze(0))
 
 
@@ -59,9 +69,15 @@ class ScriptedDrafter:
 
     name = "scripted"
 
-    def __init__(self, script: Callable[[list[int], int], Sequence[int]]) -> None:
+    def __init__(self, script: Callable[[list[int], int], Sequence[int] | DraftTree]) -> None:
         self.script = script
+        self.seen: list[tuple[DraftTree, list[int], Step]] = []
 
-    def propose(self, state: DecodingState, budget: int) -> Draft:
-        """The script's tokens, `budget` at most."""
-        return Draft(tokens=list(self.script(state.tokens[0].tolist(), budget))[:budget])
+    def propose(self, state: DecodingState, budget: int) -> DraftTree:
+        """The script's tree as it is, or its tokens as a chain, `budget` at most."""
+        drafted = self.script(state.tokens[0].tolist(), budget)
+        return drafted if isinstance(drafted, DraftTree) else DraftTree.chain(drafted[:budget])
+
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+        """Keep it, for tests to look at."""
+        self.seen.append((tree, list(path), step))

@@ -1,0 +1,100 @@
+"""What a `Swift` object has found out so far, and the drafters that make use of it."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+
+from transformers import PreTrainedModel
+
+from swift_sd.config import SwiftConfig
+from swift_sd.decoding.drafter import Drafter
+from swift_sd.drafting.calibration import Calibration
+from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
+from swift_sd.drafting.layer_skip import LayerSkipDrafter
+from swift_sd.drafting.pace import Pace
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.exact_rows import ExactRows, Forms, exact_forms, is_exact
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.sublayers import Sublayers
+from swift_sd.model.target import Target
+from swift_sd.model.tree_check import why_no_trees
+
+# How near a near-tie is, in units of the rounding of the best logit.
+TOLERANCE = {"auto": 2.0, "strict": 8.0}
+# Of all weights that a step reads, how many may be read once for each row.
+MOST_ALONE = {"auto": 0.25, "strict": 1.0}
+
+
+class Experience:
+    """Lasts as long as the `Swift` object; each response starts with it and adds to it.
+
+    Args:
+        model: the target; it is not changed.
+        sublayers: what `find_sublayers(model)` found.
+        config: how to draft.
+    """
+
+    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, config: SwiftConfig) -> None:
+        self._model = model
+        self._sublayers = sublayers
+        self._config = config
+        self.layer_set = config.layer_set or LayerSet.unified(sublayers.depth)
+        self.layer_set.check_depth(sublayers.depth)
+        self.calibration = Calibration()
+        self.pace = Pace(model.device)
+
+    def target(self) -> Target:
+        """The model as it is now, to read prompts and verify drafts."""
+        if self._exact_forms is None:
+            return Target(self._model)
+        return Target(self._model, ExactRows(self._model, self._sublayers, self._exact_forms))
+
+    @property
+    def tolerance(self) -> float:
+        """See `Verification`."""
+        is_exact = self._config.exact == "off" or self._exact_forms is not None
+        return 0.0 if is_exact else TOLERANCE[self._config.exact]
+
+    def drafter(self, *, do_sample: bool) -> Drafter | None:
+        """A drafter for one response; None if it is to be decoded plainly.
+
+        It has a view of its own: responses share nothing that changes but what is learned, and each
+        sees the model as it is now.
+        """
+        if not self._config.max_draft_tokens:
+            return None
+        view = DraftView(self._model, self._sublayers, self.layer_set)
+        return LayerSkipDrafter(view, self._growth(do_sample))
+
+    def _growth(self, do_sample: bool) -> Growth:
+        is_tree = self._config.tree and self._reads_trees
+        if self._config.early_stop is None:
+            return CostGrowth(self.calibration, self.pace, is_tree)
+        table = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
+        return PaperGrowth(self._config.early_stop, table if is_tree else PaperGrowth.CHAIN)
+
+    @cached_property
+    def _reads_trees(self) -> bool:
+        reason = why_no_trees(self._model, self._sublayers)
+        if reason is not None:
+            warnings.warn(
+                f"{type(self._model).__name__} verifies chains of draft tokens without "
+                f"alternatives: {reason}",
+                stacklevel=2,
+            )
+        return reason is None
+
+    @cached_property
+    def _exact_forms(self) -> Forms | None:
+        """How to compute rows to the bit as if each was alone; None where that is not done."""
+        exact, config = self._config.exact, self._model.config.get_text_config(decoder=True)
+        if exact == "off" or not self._config.max_draft_tokens:
+            return None
+        if config._attn_implementation != "sdpa":
+            return None
+        forms = exact_forms(self._model, MOST_ALONE[exact])
+        if forms is None:
+            return None
+        view = ExactRows(self._model, self._sublayers, forms)
+        return forms if is_exact(view, self._model) else None

@@ -1,0 +1,73 @@
+"""The random numbers behind sampled tokens, one set for each place in the response.
+
+`torch.multinomial` draws one token as argmax(p / e), where e are exponential numbers, freshly
+drawn: a race between the tokens, in other words the Gumbel-max trick. Each token of a response uses
+the next numbers of the generator. We draw the same numbers in the same order, but those of coming
+places may be looked at early, so that a drafter guesses with the very noise that the target will
+choose with. So sampling is exact whatever was drafted, and the tokens are those of `model.generate`
+with the same seed. Drafts are accepted with a chance of at least (1 - d) / (1 + d), d the total
+variation distance of the two distributions, where an optimal coupling reaches 1 - d (Daliri et al.
+2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding", theorem 1).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Draw:
+    before: Tensor  # state of the generator
+    numbers: Tensor
+    after: Tensor
+
+
+class Noise:
+    """Exponential numbers for each coming token, in order.
+
+    They come from torch's default generator of the device, as in `generate`, whose state is at any
+    time what it would be in plain decoding: looking ahead does not move it.
+    """
+
+    def __init__(self) -> None:
+        self._draws: deque[_Draw] = deque()
+
+    def ahead(self, places: int, like: Tensor) -> Tensor:
+        """The numbers of the token `places` behind the next one; shape and device of `like`."""
+        now = _state(like.device)
+        if self._draws and not torch.equal(self._draws[0].before, now):
+            self._draws.clear()  # somebody else has used the generator since
+        while len(self._draws) <= places:
+            before = self._draws[-1].after if self._draws else now
+            _set_state(before, like.device)
+            numbers = torch.empty_like(like).exponential_(1)
+            self._draws.append(_Draw(before, numbers, _state(like.device)))
+            _set_state(now, like.device)
+        return self._draws[places].numbers
+
+    def take(self, like: Tensor) -> Tensor:
+        """The numbers of the next token, which are used up now."""
+        numbers = self.ahead(0, like)
+        _set_state(self._draws.popleft().after, like.device)
+        return numbers
+
+
+def _state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module: Any = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state(device)
+    return state
+
+
+def _set_state(state: Tensor, device: torch.device) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        module: Any = torch.get_device_module(device)
+        module.set_rng_state(state, device)

@@ -1,0 +1,41 @@
+"""How often a proposed token is accepted, given how sure the drafter was of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+# Fine at both ends: that is where a tree is decided.
+EDGES = (0.003, 0.01, 0.03, 0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 0.995)
+PRIOR = 4.0  # proposals' worth of trust in the drafter's own word
+MEMORY = 256.0  # proposals per bin after which old ones count half
+
+
+@dataclass
+class Calibration:
+    """Counts by confidence. It follows the stream: old counts fade.
+
+    Attributes:
+        offered, accepted: per bin, proposals whose parent was accepted, and those of them that were
+            accepted too.
+    """
+
+    offered: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
+    accepted: list[float] = field(default_factory=lambda: [0.0] * (len(EDGES) + 1))
+
+    def chance(self, confidence: float) -> float:
+        """The probability that a token proposed with `confidence` is accepted, its parent given.
+
+        Counts, and the confidence itself as if it had been seen `PRIOR` times.
+        """
+        index = bisect_right(EDGES, confidence)
+        return (self.accepted[index] + PRIOR * confidence) / (self.offered[index] + PRIOR)
+
+    def tell(self, confidence: float, accepted: bool) -> None:
+        """Count one proposal whose parent was accepted."""
+        index = bisect_right(EDGES, confidence)
+        self.offered[index] += 1
+        self.accepted[index] += accepted
+        if self.offered[index] >= MEMORY:
+            self.offered[index] /= 2
+            self.accepted[index] /= 2

@@ -1,0 +1,157 @@
+"""How a tree of drafted tokens grows: how deep, how wide, and what of it is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+from swift_sd.decoding.draft_tree import DraftTree
+from swift_sd.decoding.trace import Step
+from swift_sd.drafting.calibration import Calibration
+from swift_sd.drafting.pace import Pace
+
+MAX_NODES = 64
+CANDIDATES = 8  # alternatives looked at for one place
+FIRST_GUESS = (
+    0.5  # below this chance the very first draft, whose cost is not known yet, goes no further
+)
+
+
+class Growth(Protocol):
+    """Decides on the shape of a tree whose main chain a drafter extends token by token.
+
+    Attributes:
+        widest: most candidates that `width` ever asks for.
+    """
+
+    widest: int
+
+    def width(self, confidence: float) -> int:
+        """Candidates to collect for a place whose likeliest token has `confidence`; 1 or more."""
+        ...
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """Whether to draft another token behind a chain with these confidences (one at least)."""
+        ...
+
+    def pruned(self, tree: DraftTree) -> DraftTree:
+        """What of `tree` is worth verifying."""
+        ...
+
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
+        """See `Drafter.learn`; drafting took so many `forwards`."""
+        ...
+
+
+class PaperGrowth:
+    """Early stop and dynamic verification as published (SWIFT, section 4.2 and appendix).
+
+    Args:
+        early_stop: ε: no further behind a token less likely than this.
+        widths: (confidence, candidates): above each confidence so many; in descending order, the
+            last one for all others.
+    """
+
+    GREEDY: ClassVar = ((0.95, 3), (0.8, 5), (0.5, 8), (0.0, 10))
+    SAMPLING: ClassVar = ((0.95, 1), (0.8, 3), (0.5, 5), (0.0, 10))
+    CHAIN: ClassVar = ((0.0, 1),)
+
+    def __init__(self, early_stop: float, widths: Sequence[tuple[float, int]]) -> None:
+        self._early_stop = early_stop
+        self._widths = widths
+        self.widest = max(width for _, width in widths)
+
+    def width(self, confidence: float) -> int:
+        """See `Growth`."""
+        return next((n for above, n in self._widths if confidence > above), self._widths[-1][1])
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """See `Growth`."""
+        return confidences[-1] >= self._early_stop
+
+    def pruned(self, tree: DraftTree) -> DraftTree:
+        """See `Growth`."""
+        return tree
+
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
+        """Nothing is learned."""
+
+
+class CostGrowth:
+    """The shape that gives most tokens per second.
+
+    A round takes d draft steps and a verification of n rows, and gives one token and every node
+    that is accepted. In the long run tokens ÷ seconds is best if each round maximises
+    tokens - λ · seconds, where λ is the best rate itself (renewal reward): another step, another
+    row, is worth it if what it will bring exceeds λ times what it costs.
+
+    Args:
+        calibration: from a drafter's confidence to the chance of acceptance; learns.
+        pace: what steps and rows cost; learns.
+        is_tree: whether the target can verify alternatives.
+    """
+
+    def __init__(self, calibration: Calibration, pace: Pace, is_tree: bool) -> None:
+        self._calibration = calibration
+        self._pace = pace
+        self.widest = CANDIDATES if is_tree else 1
+
+    def width(self, confidence: float) -> int:
+        """See `Growth`."""
+        return self.widest
+
+    def goes_on(self, confidences: Sequence[float]) -> bool:
+        """See `Growth`. The next token is expected to be as likely as this one was."""
+        chances = [self._calibration.chance(confidence) for confidence in confidences]
+        reach = 1.0
+        for chance in chances:
+            reach *= chance
+        step, depth = self._pace.draft_step, len(confidences)
+        if step is None:
+            return reach > FIRST_GUESS
+        row = self._extra(depth + 1) - self._extra(depth)
+        return reach * chances[-1] > self._rate * (step + row)
+
+    def pruned(self, tree: DraftTree) -> DraftTree:
+        """See `Growth`. The likeliest nodes, which a parent always precedes."""
+        if self._pace.verify(1) is None:
+            return tree.kept([row - 1 for row in tree.main_chain])
+        reaches = self.reaches(tree)
+        order = sorted(range(len(tree)), key=lambda node: -reaches[node])[:MAX_NODES]
+        best, gain, count = 0.0, 0.0, 0
+        for nodes, node in enumerate(order, 1):
+            gain += reaches[node]
+            value = gain - self._rate * self._extra(nodes)
+            if value > best:
+                best, count = value, nodes
+        return tree.kept(sorted(order[:count]))
+
+    def reaches(self, tree: DraftTree) -> list[float]:
+        """For each node the chance that it comes out."""
+        reaches: list[float] = []
+        for parent, confidence in zip(tree.parents, tree.chances, strict=True):
+            before = reaches[parent] if parent >= 0 else 1.0
+            reaches.append(before * self._calibration.chance(confidence))
+        return reaches
+
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
+        """See `Growth`."""
+        taken = dict(zip(path, step.tokens, strict=False))
+        for node, parent in enumerate(tree.parents):
+            if parent + 1 in taken:
+                row = tree.child(parent + 1, taken[parent + 1])
+                self._calibration.tell(tree.chances[node], row == node + 1)
+        if forwards:
+            self._pace.saw_draft(forwards, step.draft)
+        self._pace.saw_round(step)
+
+    @property
+    def _rate(self) -> float:
+        """λ: what was reached lately, and at least what plain decoding reaches."""
+        alone = self._pace.verify(1)
+        return max(self._pace.rate, 1 / alone if alone else 0.0)
+
+    def _extra(self, nodes: int) -> float:
+        """Seconds that verifying `nodes` more rows costs beyond one."""
+        one, all_rows = self._pace.verify(1), self._pace.verify(1 + nodes)
+        return all_rows - one if one is not None and all_rows is not None else 0.0

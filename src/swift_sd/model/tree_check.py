@@ -1,0 +1,69 @@
+"""Whether a model reads trees rightly: found by trying, not by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.sublayers import Sublayers, attention_windows
+
+PREFIX = 4
+FAITHFUL = 0.1  # of what a wrong mask changes
+
+
+def why_no_trees(model: PreTrainedModel, sublayers: Sublayers) -> str | None:
+    """The reason why `model` can verify chains only; None if it reads trees.
+
+    A node behind a sibling of its parent must not see that sibling: its logits have to be those
+    that it has in a chain. How far they may be off is measured against how far they are when the
+    sibling is seen. One layer of each kind and the first and the last one take part.
+    """
+    view = DraftView(model, sublayers, _most(model, sublayers.depth))
+    if not view.tree_mask.is_supported:
+        kind = model.config.get_text_config(decoder=True)._attn_implementation
+        return f"its {kind} attention takes no masks of other forms"
+    cache = KVCache(attention_windows(model))
+    embedding: Any = model.get_input_embeddings()
+    spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + 6).long()[1:-1]
+    tokens = spread.unsqueeze(0).to(model.device)
+    view.forward(tokens[:, :PREFIX], cache)
+    cache.commit(PREFIX)
+    root, node, sibling, leaf = (tokens[:, PREFIX + row, None] for row in range(4))
+
+    def last(*rows: Tensor, ancestry: Tensor | None = None) -> Tensor:
+        logits = view.forward(torch.cat(rows, dim=1), cache, ancestry=ancestry)[0, -1].float()
+        cache.rollback()
+        return logits
+
+    ancestry = torch.eye(4, dtype=torch.bool)
+    ancestry[:, 0] = ancestry[3, 1] = True
+    try:
+        behind_sibling = last(root, node, sibling, leaf, ancestry=ancestry)
+    except (TypeError, ValueError, RuntimeError, KeyError) as error:
+        return f"it cannot be given a mask of another form ({type(error).__name__}: {error})"
+    right = last(root, node, leaf)
+    wrong = last(root, node, sibling, leaf)
+    if (behind_sibling - right).norm() <= FAITHFUL * (wrong - right).norm():
+        return None
+    return "it does not follow a mask of another form"
+
+
+def _most(model: PreTrainedModel, depth: int) -> LayerSet:
+    """Everything that may be skipped but one layer of each kind of attention."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = list(
+        zip(
+            getattr(config, "layer_types", None) or [None] * depth,
+            attention_windows(model),
+            strict=True,
+        )
+    )
+    keep = {kinds.index(kind) for kind in kinds}
+    skipped = frozenset(range(1, depth - 1)) - keep
+    return LayerSet(depth, skipped, skipped)
