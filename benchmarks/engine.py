@@ -30,8 +30,7 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.costs import measure_costs
 from swift_sd.loading import DEFAULT_MODEL, load
 from swift_sd.model.draft_view import DraftView
-from swift_sd.model.kv_cache import KVCache
-from swift_sd.model.sublayers import attention_windows
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.view import View
 
 PROMPT = [{"role": "user", "content": "Explain in three sentences why the sky is blue."}]
@@ -115,7 +114,7 @@ def saving_over_cost(swift: Swift, layer_set: LayerSet, name: str, repeats: int)
     model = swift.model
     whole = DraftView(model, swift.sublayers, LayerSet.none(layer_set.depth))
     skipping = DraftView(model, swift.sublayers, layer_set)
-    cache = KVCache(attention_windows(model), reserve=66)
+    cache = KVCache(attention_windows(model.config), reserve=66)
     tokens = torch.zeros(1, 64, dtype=torch.long, device=model.device)
     whole.forward(tokens, cache, keep=1)
     cache.commit(64)
@@ -138,10 +137,12 @@ def saving_over_cost(swift: Swift, layer_set: LayerSet, name: str, repeats: int)
 def bookkeeping(model: Any) -> list[Figure]:
     """Milliseconds of a commit and a rollback behind short and long prefixes, and their ratio."""
     tokens = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    sample = KVCache(attention_windows(model))
+    sample = KVCache(attention_windows(model.config))
     View(model).forward(tokens, sample)
     took: dict[int, list[float]] = {context: [] for context in CONTEXTS}
-    caches = {context: KVCache(attention_windows(model), context + 16) for context in CONTEXTS}
+    caches = {
+        context: KVCache(attention_windows(model.config), context + 16) for context in CONTEXTS
+    }
     for context, cache in caches.items():
         for layer, buffer in enumerate(sample.buffers):
             keys, values = buffer.tail(1)

@@ -1,21 +1,23 @@
 """Trees over many families: a node sees its ancestors only, and the output never changes."""
 
 import random
+import warnings
 
 import pytest
 import torch
 
+from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
-from swift_sd.model.kv_cache import KVCache
-from swift_sd.model.sublayers import attention_windows, find_sublayers
+from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
 from swift_sd.testing.families import FAMILIES, SPECIAL_FAMILIES, tiny_model
 from swift_sd.testing.scripted import ScriptedDrafter
 
-CHAINS_ONLY = {"bloom", "opt", "gpt_neo", "persimmon"}
+CHAINS_ONLY = {"bloom", "gpt_neo"}
 SUPPORTED = [family for family in (*FAMILIES, *SPECIAL_FAMILIES) if family != "minimax"]
 SHAPES = {
     "leaves": [-1, 0, 1, -1, -1, 0, 0, 1],
@@ -43,6 +45,20 @@ def test_which_families_read_trees(model):
     assert reads_trees(model) == (model.config.model_type not in CHAINS_ONLY)
 
 
+def test_a_model_that_reads_no_trees_says_so_once_and_drafts_chains():
+    model = tiny_model("bloom")
+    swift = Swift(model, config=SwiftConfig(LayerSet.none(5), 4, early_stop=0))
+    ids = prompt(9)
+    asked = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 8}
+    with pytest.warns(UserWarning, match="BloomForCausalLM verifies chains"):
+        swift.generate(ids, **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        output = swift.generate(ids, **asked)
+    assert swift.trace.summary()["verified_tokens"] == swift.trace.summary()["drafted_tokens"] > 0
+    assert torch.equal(output, model.generate(ids, **asked))
+
+
 @pytest.mark.parametrize("length", [1, 5, 21])  # 21: beyond the sliding window of 8
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tree_logits_are_the_sequential_ones(model, shape, length):
@@ -56,8 +72,8 @@ def test_tree_logits_are_the_sequential_ones(model, shape, length):
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_both_attention_implementations_read_trees(family, implementation):
-    if family == "gpt_oss" and implementation == "sdpa":
-        pytest.skip("has attention sinks, which sdpa cannot compute")
+    if family in ("gpt_oss", "gemma2") and implementation == "sdpa":
+        pytest.skip("transformers has no sdpa for it")
     model = tiny_model(family, attn_implementation=implementation)
     tokens = prompt(10, seed=7)[0].tolist()
     check_logits(model, DraftTree(tokens, SHAPES["bushy"]), prompt(21))
@@ -72,7 +88,7 @@ def test_a_tree_deeper_than_the_window():
 
 @torch.no_grad()
 def check_logits(model, tree, ids):
-    target, cache = Target(model), KVCache(attention_windows(model))
+    target, cache = Target(model), KVCache(attention_windows(model.config))
     target.prefill(ids, cache)
     root = torch.tensor([[50]])
     rows = torch.cat([root, torch.tensor([list(tree.tokens)])], dim=1)

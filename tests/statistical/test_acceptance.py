@@ -141,7 +141,7 @@ def test_the_winner_is_distributed_as_the_scores_say():
         counts[winner(scores, noise.take(scores))] += 1
     assert counts[2] == 0
     possible = [0, 1, 3, 4]
-    expected = scores.softmax(dim=-1)[0, possible].double() * 20_000
+    expected = scores.double().softmax(dim=-1)[0, possible] * 20_000
     assert chisquare(counts[possible].double(), expected).pvalue > 1e-3
 
 

@@ -9,8 +9,8 @@ import torch
 
 from swift_sd import LayerSet, LayerSetError
 from swift_sd.model.draft_view import DraftView
-from swift_sd.model.kv_cache import KVCache
-from swift_sd.model.sublayers import attention_windows, find_sublayers
+from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import FAMILIES, tiny_model
 
 PARTLY = LayerSet(5, attention=[1, 3], mlp=[2, 3])  # each way to skip, once
@@ -47,7 +47,7 @@ def reference(model, layer_set: LayerSet, ids: torch.Tensor) -> torch.Tensor:
 def view_logits(model, layer_set: LayerSet, ids: torch.Tensor) -> torch.Tensor:
     """The same from a draft view: a prompt at once, then token by token."""
     view = DraftView(model, find_sublayers(model), layer_set)
-    cache = KVCache(attention_windows(model))
+    cache = KVCache(attention_windows(model.config))
     return torch.cat([view.forward(piece, cache) for piece in ids.split([12, 1, 1, 1], 1)], dim=1)
 
 
@@ -130,7 +130,7 @@ def test_what_is_skipped_does_not_run(family, prompt):
     sublayers = find_sublayers(model)
     view = DraftView(model, sublayers, PARTLY)
     calls = Calls(layers_of(model, sublayers))
-    cache = SpyCache(attention_windows(model))
+    cache = SpyCache(attention_windows(model.config))
     cache.written = []
     view.forward(prompt(3), cache)
     parts = sublayers.parts[0]
@@ -165,7 +165,7 @@ def test_changing_the_set_switches_and_switches_back(family, model_of, prompt):
     view = DraftView(model, find_sublayers(model), PARTLY)
 
     def logits() -> torch.Tensor:
-        return view.forward(ids, KVCache(attention_windows(model)))
+        return view.forward(ids, KVCache(attention_windows(model.config)))
 
     first = logits()
     view.use(LayerSet.every(5))

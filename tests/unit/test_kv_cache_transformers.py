@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from swift_sd.model.kv_cache import KVCache, read_prefix, write_back
-from swift_sd.model.sublayers import attention_windows
+from swift_sd.model.kv_cache import KVCache, attention_windows, read_prefix, write_back
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
@@ -21,7 +20,7 @@ def read_by_transformers(model, ids, chunk=None) -> DynamicCache:
 
 
 def read_by_us(model, ids) -> KVCache:
-    cache = KVCache(attention_windows(model))
+    cache = KVCache(attention_windows(model.config))
     View(model).forward(ids, cache)
     cache.commit(ids.shape[1])
     return cache
@@ -53,7 +52,7 @@ def test_writing_back_leaves_what_transformers_own_forward_would(model, prompt, 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 30])
 def test_a_prefix_that_was_read_in_goes_on_like_one_that_was_computed(model, prompt, length):
     ids, more = prompt(length), prompt(5, seed=1)
-    taken = KVCache(attention_windows(model), reserve=40)
+    taken = KVCache(attention_windows(model.config), reserve=40)
     read_prefix(read_by_transformers(model, ids), taken)
     assert (taken.committed, taken.cursor) == (length, length)
     computed = read_by_us(model, ids)
@@ -67,7 +66,7 @@ def test_a_prefix_that_was_read_in_goes_on_like_one_that_was_computed(model, pro
 
 def test_a_prefix_read_by_transformers_in_pieces_is_taken_over_too(model, prompt):
     ids, more = prompt(20), prompt(2, seed=1)
-    taken = KVCache(attention_windows(model))
+    taken = KVCache(attention_windows(model.config))
     read_prefix(read_by_transformers(model, ids, chunk=3), taken)
     expected = View(model).forward(more, read_by_us(model, ids))
     torch.testing.assert_close(View(model).forward(more, taken), expected)
@@ -76,7 +75,7 @@ def test_a_prefix_read_by_transformers_in_pieces_is_taken_over_too(model, prompt
 def test_the_prefix_is_copied_both_ways(model, prompt):
     source = read_by_transformers(model, prompt(20))
     before = [layer.keys.clone() for layer in source.layers]
-    ours = KVCache(attention_windows(model))
+    ours = KVCache(attention_windows(model.config))
     read_prefix(source, ours)
     for buffer in ours.buffers:
         buffer.keys.fill_(7)
@@ -99,7 +98,7 @@ def test_scratch_is_not_written_back(model, prompt):
 
 def test_nothing_committed_leaves_an_empty_cache_empty(model):
     target = DynamicCache(config=model.config)
-    write_back(KVCache(attention_windows(model)), target)
+    write_back(KVCache(attention_windows(model.config)), target)
     assert target.get_seq_length() == 0
 
 
@@ -107,7 +106,7 @@ def test_the_views_logits_are_the_models_own(model, prompt):
     ids = prompt(20)
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-    cache = KVCache(attention_windows(model))
+    cache = KVCache(attention_windows(model.config))
     view = View(model)
     parts = []
     for piece in ids.split([9, 1, 4, 6], dim=1):
@@ -118,6 +117,6 @@ def test_the_views_logits_are_the_models_own(model, prompt):
 @pytest.mark.parametrize("keep", [1, 2, 6])
 def test_only_the_last_positions_are_kept_when_asked(model, prompt, keep):
     ids = prompt(6)
-    all_logits = View(model).forward(ids, KVCache(attention_windows(model)))
-    kept = View(model).forward(ids, KVCache(attention_windows(model)), keep=keep)
+    all_logits = View(model).forward(ids, KVCache(attention_windows(model.config)))
+    kept = View(model).forward(ids, KVCache(attention_windows(model.config)), keep=keep)
     torch.testing.assert_close(kept, all_logits[:, -keep:])

@@ -90,11 +90,11 @@ def test_argmax_suffices_only_when_nothing_else_is_asked_for():
 def test_logits_and_scores_are_recorded_where_asked_for_and_logits_are_copied():
     logits, scores = torch.ones(1, 3, dtype=torch.float16), torch.zeros(1, 3)
     state = state_of([5], keep_scores=True, keep_logits=True)
-    state.record(logits, scores)
+    assert state.choose(logits, scores) == 0
     logits.fill_(9)
     assert [kept.tolist() for kept in state.logits] == [[[1.0, 1.0, 1.0]]]
     assert state.logits[0].dtype == torch.float32
     assert [kept.tolist() for kept in state.scores] == [[[0.0, 0.0, 0.0]]]
     nothing = state_of([5])
-    nothing.record(logits, scores)
+    nothing.choose(logits, scores)
     assert (nothing.logits, nothing.scores) == (None, None)

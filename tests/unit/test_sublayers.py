@@ -5,7 +5,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from swift_sd import Swift, UnsupportedModel
-from swift_sd.model.sublayers import attention_windows, find_sublayers
+from swift_sd.model.kv_cache import attention_windows
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import FAMILIES, RECURRENT_FAMILIES, tiny_model
 
 ATTENTION_NAMES = {"self_attn", "attn", "attention", "self_attention"}
@@ -86,9 +87,9 @@ def test_a_model_with_nothing_to_skip_is_still_found(layers):
 
 
 def test_windows_are_those_of_the_layers(model_of):
-    assert attention_windows(model_of("llama")) == [None] * 5
-    assert attention_windows(model_of("mistral")) == [8] * 5
-    assert attention_windows(model_of("gemma2")) == [8, None, 8, None, 8]
+    assert attention_windows(model_of("llama").config) == [None] * 5
+    assert attention_windows(model_of("mistral").config) == [8] * 5
+    assert attention_windows(model_of("gemma2").config) == [8, None, 8, None, 8]
 
 
 @pytest.mark.parametrize("family", [*RECURRENT_FAMILIES, "minimax"])

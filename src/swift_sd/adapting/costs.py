@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import shared_copy, shared_copy_along
-from swift_sd.model.sublayers import Sublayers, attention_windows
+from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
 WARM_UP = 2  # forwards not counted
@@ -57,7 +57,7 @@ def measure_costs(
     watches: dict[tuple[int, str], list[float]] = {}
     timed = View(_with_stop_watches(model, sublayers, watches, wait))
     plain = View(model)
-    cache = KVCache(attention_windows(model), reserve=context + 1)
+    cache = KVCache(attention_windows(model.config), reserve=context + 1)
     tokens = torch.zeros(1, context + 1, dtype=torch.long, device=model.device)
     plain.forward(tokens[:, :context], cache, keep=1)
     cache.commit(context)

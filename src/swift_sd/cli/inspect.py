@@ -68,8 +68,8 @@ def _identity(swift: Swift) -> dict[str, Any]:
 
 def _measured(swift: Swift, context: int) -> dict[str, Any]:
     """What a step and its parts cost, in milliseconds."""
+    from swift_sd.model.kv_cache import attention_windows
     from swift_sd.model.layer_set import LayerSet
-    from swift_sd.model.sublayers import attention_windows
 
     costs = swift.costs(context)
     depth = swift.sublayers.depth
@@ -86,7 +86,7 @@ def _measured(swift: Swift, context: int) -> dict[str, Any]:
             "skipped_with_mlp": _children(parts, "mlp"),
         }
         for index, (window, parts) in enumerate(
-            zip(attention_windows(swift.model), swift.sublayers.parts, strict=True)
+            zip(attention_windows(swift.model.config), swift.sublayers.parts, strict=True)
         )
     ]
     unified = LayerSet.unified(depth).attention

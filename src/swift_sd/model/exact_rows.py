@@ -19,9 +19,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import shared_copy
-from swift_sd.model.sublayers import Sublayers, attention_windows
+from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
 ATTENTION = "swift_sd_row_by_row"
@@ -55,7 +55,7 @@ def attention_row_by_row(
     rows = query.shape[2]
     paths: Sequence[Sequence[int]] | None = module.config.swift_sd_paths
     start = key.shape[2] - rows
-    window = options.get("sliding_window") or key.shape[2]
+    window = module.config.swift_sd_windows[module.layer_idx] or key.shape[2]
     own = [part[:, :, start:].clone() for part in (key, value)] if paths else []
     outputs = []
     for row in range(rows):
@@ -124,6 +124,7 @@ class ExactRows(View):
         self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
         self._config.swift_sd_paths = None
+        self._config.swift_sd_windows = attention_windows(model.config)
         layers = ".".join(sublayers.path)
         for index, parts in enumerate(sublayers.parts):
             attention = f"{layers}.{index}.{parts.attention}"
@@ -183,7 +184,7 @@ def is_exact(view: View, model: PreTrainedModel) -> bool:
     results = []
     plain = View(model)
     for runner, sizes in ((plain, (1, 1, 1, 1)), (view, (1, 3))):
-        cache = KVCache(attention_windows(model))
+        cache = KVCache(attention_windows(model.config))
         plain.forward(tokens[:, :PREFIX], cache, keep=1)
         logits = [
             runner.forward(rows, cache)

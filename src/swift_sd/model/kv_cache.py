@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 GROWTH = 1.5  # a full buffer is replaced by one this much larger
 SLIDING_SPARE = 256  # rows that a sliding layer writes before it moves its window to the front
@@ -165,8 +165,9 @@ class KVCache(Cache):
         ]
         if moved:
             first = self.committed + len(positions) - len(moved)
-            for buffer in self.buffers:
-                buffer.move(moved, first)
+            with torch.inference_mode():  # which the rows were written in
+                for buffer in self.buffers:
+                    buffer.move(moved, first)
         self.commit(len(positions))
 
     def compact(self) -> None:
@@ -206,6 +207,12 @@ class KVCache(Cache):
     def is_initialized(self) -> bool:
         """Whether every layer has been written."""
         return all(buffer.keys is not None for buffer in self.buffers)
+
+
+def attention_windows(config: Any) -> list[int | None]:
+    """Each layer's sliding window in tokens by a transformers configuration, None for full."""
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    return [getattr(layer, "sliding_window", None) for layer in cache.layers]
 
 
 def read_prefix(source: Any, cache: KVCache) -> None:

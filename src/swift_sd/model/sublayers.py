@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swift_sd.errors import UnsupportedModel
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import (
     Neutralised,
     PassThrough,
@@ -97,12 +97,6 @@ def find_sublayers(model: PreTrainedModel) -> Sublayers:
         if _kind(layer) not in proved:
             proved[_kind(layer)] = _prove(model, path, index, layer)
     return Sublayers(path, tuple(proved[_kind(layer)] for layer in layers))
-
-
-def attention_windows(model: PreTrainedModel) -> list[int | None]:
-    """Each layer's sliding window in tokens, None for full attention."""
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-    return [getattr(layer, "sliding_window", None) for layer in cache.layers]
 
 
 def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
@@ -201,7 +195,7 @@ def _prove(
     middle = model.config.get_text_config(decoder=True).vocab_size // 2  # no special tokens there
     tokens = torch.arange(middle - 1, middle + 2, device=model.device)
     try:
-        View(twin).forward(tokens.unsqueeze(0), KVCache(attention_windows(model)))
+        View(twin).forward(tokens.unsqueeze(0), KVCache(attention_windows(model.config)))
     except UnsupportedModel as reason:
         raise _unsupported(model, f"in layer {index}, {reason}") from None
     assert probe.parts is not None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 
 MASKED_ATTENTION = ("sdpa", "eager")  # implementations that take a mask of any form
 
@@ -23,6 +23,7 @@ class TreeMask:
     def __init__(self, module: nn.Module) -> None:
         config: Any = getattr(module, "config", None)
         self._config = config.get_text_config(decoder=True) if config is not None else None
+        self._windows = [None] if config is None else attention_windows(config)
 
     @property
     def is_supported(self) -> bool:
@@ -50,7 +51,9 @@ class TreeMask:
         names = getattr(self._config, "layer_types", None) or ()
         kinds = {name: layer for layer, name in reversed([*enumerate(names)])}
         masks = {
-            name: self._finished(_visible(ancestry, cache, layer), dtype, device)
+            name: self._finished(
+                _visible(ancestry, cache, layer, self._windows[layer]), dtype, device
+            )
             for name, layer in (kinds or {"": 0}).items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -63,9 +66,9 @@ class TreeMask:
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, lowest)
 
 
-def _visible(ancestry: Tensor, cache: KVCache, layer: int) -> Tensor:
+def _visible(ancestry: Tensor, cache: KVCache, layer: int, window: int | None) -> Tensor:
     """Which keys of a layer each row sees, `[rows, keys]`, bool."""
-    rows, window = len(ancestry), cache.buffers[layer].window
+    rows = len(ancestry)
     keys, first = cache.get_mask_sizes(rows, layer)
     prefix = keys - rows  # keys before row 0
     if window is None:
