@@ -51,13 +51,14 @@ def chat(
     layer_set: options.LayerSetFile = None,
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
+    exact: options.Exact = None,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     seed: options.Seed = None,
 ) -> None:
     """Talk with a model. Answers go to stdout, figures to stderr."""
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop)
+    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact)
     arguments = sampling_arguments(temperature, top_p, top_k)
     checked_text("--system", system)
     with opened(model, dtype=dtype, device=device, config=config) as swift:

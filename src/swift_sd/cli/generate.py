@@ -68,6 +68,7 @@ def generate(
     layer_set: options.LayerSetFile = None,
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
+    exact: options.Exact = None,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -77,7 +78,7 @@ def generate(
 
     The prompt is sent as a chat message if the model has a chat template.
     """
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop)
+    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact)
     arguments = sampling_arguments(temperature, top_p, top_k)
     if raw and system is not None:
         raise ConfigError(

@@ -102,7 +102,16 @@ EarlyStop = Annotated[
     typer.Option(
         metavar="P",
         callback=_early_stop,
-        help="Stop drafting behind a token less likely than this.",
+        help="Draft as in the paper, stopping behind a token less likely than this; measured "
+        "costs decide if not given.",
+        rich_help_panel=DRAFTING,
+    ),
+]
+Exact = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="auto, strict or off: what is done so that 16-bit rounding changes no token.",
         rich_help_panel=DRAFTING,
     ),
 ]

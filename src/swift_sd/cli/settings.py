@@ -11,7 +11,11 @@ from swift_sd.model.layer_set import LayerSet
 
 
 def draft_config(
-    plain: bool, layer_set: Path | None, max_draft_tokens: int | None, early_stop: float | None
+    plain: bool,
+    layer_set: Path | None,
+    max_draft_tokens: int | None,
+    early_stop: float | None,
+    exact: str | None,
 ) -> SwiftConfig:
     """How to draft.
 
@@ -23,6 +27,7 @@ def draft_config(
         "layer_set": layer_set,
         "max_draft_tokens": max_draft_tokens,
         "early_stop": early_stop,
+        "exact": exact,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not plain:

@@ -159,7 +159,7 @@ def exact_forms(model: PreTrainedModel, most_alone: float) -> dict[str, type[nn.
     total = sum(linear.weight.numel() for linear in linears.values())
     by_kind: dict[tuple[Any, ...], type[nn.Module]] = {}
     forms: dict[str, type[nn.Module]] = {}
-    share = 0.0
+    alone = 0
     for name, linear in linears.items():
         weight: Tensor = linear.weight
         kind = (type(linear), weight.shape, weight.dtype, weight.stride(), linear.bias is None)
@@ -167,8 +167,8 @@ def exact_forms(model: PreTrainedModel, most_alone: float) -> dict[str, type[nn.
             by_kind[kind] = _exact_form(linear)
         form = by_kind[kind]
         if form is RowByRow:
-            share += weight.numel() / total
-            if share > most_alone:
+            alone += weight.numel()
+            if alone > most_alone * total:
                 return None
         if form is not AsItIs:
             forms[name] = form

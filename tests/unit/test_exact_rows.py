@@ -1,0 +1,113 @@
+"""Rows verified together come out, to the bit, as plain decoding computes them one by one."""
+
+import pytest
+import torch
+from torch import nn
+
+from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting.experience import Experience
+from swift_sd.decoding.draft_tree import DraftTree
+from swift_sd.model.exact_rows import (
+    AsItIs,
+    ColumnMajor,
+    ExactRows,
+    RowByRow,
+    exact_forms,
+    is_exact,
+)
+from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.view import View
+from swift_sd.testing.families import tiny_model
+
+TREE = DraftTree([11, 12, 13, 14, 15, 16, 17], [-1, 0, 1, -1, 0, 4, 3])
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "mistral", "gemma3_text", "gpt2", "phi"])
+def model(request):
+    """In bfloat16, where the order of a sum shows."""
+    return tiny_model(request.param, attn_implementation="sdpa").to(torch.bfloat16)
+
+
+def exact(model):
+    forms = exact_forms(model, 1.0)
+    return ExactRows(model, find_sublayers(model), forms)
+
+
+@pytest.mark.parametrize("length", [1, 6, 30])
+@pytest.mark.parametrize("tree", [DraftTree.chain([11, 12, 13, 14]), TREE], ids=["chain", "tree"])
+def test_each_row_is_what_it_is_alone(model, tree, length):
+    view, plain = exact(model), View(model)
+    prompt = torch.randint(3, 100, (1, length), generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([[9, *tree.tokens]])
+    cache = KVCache(attention_windows(model.config))
+    plain.forward(prompt, cache)
+    cache.commit(length)
+    ancestry = None if tree.is_chain else tree.ancestry
+    logits = view.forward(rows, cache, ancestry=ancestry)[0]
+    written = [buffer.keys.clone() for buffer in cache.buffers]
+    for row in range(len(tree) + 1):
+        alone = KVCache(attention_windows(model.config))
+        plain.forward(prompt, alone)
+        path = rows[0, tree.ancestry[row]].tolist()
+        for token in path:
+            expected = plain.forward(torch.tensor([[token]]), alone)[0, -1]
+        assert torch.equal(logits[row], expected)
+        for keys, buffer, its in zip(written, cache.buffers, alone.buffers, strict=True):
+            newest = its.tail(alone.cursor)[0][:, :, -1]
+            assert torch.equal(keys[:, :, length + row - buffer.origin], newest)
+
+
+def test_the_check_sees_what_is_not_exact(model):
+    assert is_exact(exact(model), model)
+    wrong = exact(model)
+    wrong.module = View(tiny_model(model.config.model_type, seed=1).to(torch.bfloat16)).module
+    assert not is_exact(wrong, model)
+
+
+def test_forms_compute_what_the_layer_computes():
+    linear = nn.Linear(40, 24)
+    rows = torch.randn(1, 5, 40)
+    for form in (ColumnMajor, RowByRow):
+        torch.testing.assert_close(form(linear)(rows), linear(rows))
+        assert torch.equal(form(linear)(rows[:, :1]), linear(rows[:, :1]))
+
+
+def test_the_share_of_rows_computed_alone_is_limited():
+    model = tiny_model("llama", hidden_size=64, intermediate_size=2048)  # float32: orders differ
+    forms = exact_forms(model, 1.0)
+    assert set(forms.values()) <= {ColumnMajor, RowByRow}
+    assert AsItIs not in forms.values()
+    if RowByRow in forms.values():
+        assert exact_forms(model, 0.0) is None
+
+
+def test_the_model_is_not_touched(model):
+    before = model.config.to_dict(), [id(module) for module in model.modules()]
+    view = exact(model)
+    view.forward(torch.tensor([[5, 6, 7]]), KVCache(attention_windows(model.config)))
+    assert (model.config.to_dict(), [id(module) for module in model.modules()]) == before
+    assert {id(p) for p in view.module.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_where_nothing_is_exact_near_ties_are_decided_again():
+    model = tiny_model("llama", attn_implementation="eager")
+    sublayers = find_sublayers(model)
+    auto = Experience(model, sublayers, SwiftConfig())
+    assert auto.tolerance > 0
+    strict = Experience(model, sublayers, SwiftConfig(exact="strict"))
+    assert strict.tolerance > auto.tolerance
+    assert Experience(model, sublayers, SwiftConfig(exact="off")).tolerance == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bfloat16_answers_are_the_plain_ones(model, seed):
+    ids = torch.randint(3, 100, (1, 9), generator=torch.Generator().manual_seed(seed))
+    config = SwiftConfig(LayerSet(5, [2], [3]), 5, early_stop=0.0, exact="strict")
+    swift = Swift(model, config=config)
+    for sampling in ({"do_sample": False}, {"do_sample": True, "top_k": 0}):
+        asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 40, **sampling}
+        torch.manual_seed(seed)
+        expected = model.generate(ids, **asked)
+        torch.manual_seed(seed)
+        assert torch.equal(swift.generate(ids, **asked), expected)
