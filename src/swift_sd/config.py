@@ -20,9 +20,10 @@ class SwiftConfig:
         layer_set: sublayers that the draft skips; None for the paper's start, every second one.
         max_draft_tokens: most tokens drafted before the target verifies them; 0 decodes plainly.
         tree: whether alternatives to drafted tokens are verified along with them.
-        early_stop: None lets measured costs and acceptance decide how deep and wide to draft. A
-            number is the paper's ε (SWIFT, section 4.2): drafting stops behind a token whose
-            probability is below it, and the number of alternatives follows the paper's table.
+        early_stop: None lets measured costs and acceptance decide how deep and wide to draft, and
+            whether to draft at all. A number is the paper's ε (SWIFT, section 4.2): drafting stops
+            behind a token whose probability is below it, and the number of alternatives follows
+            the paper's table.
         exact: what is done about rounding. Over several rows a model may round differently than
             over one, so that in 16 bits another token wins than in plain decoding where two are
             nearly tied. "auto" verifies with operations that give, to the bit, what they give for

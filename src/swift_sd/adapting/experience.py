@@ -7,6 +7,7 @@ from functools import cached_property
 
 from transformers import PreTrainedModel
 
+from swift_sd.adapting.governor import Governed, Ledger
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.drafting.calibration import Calibration
@@ -43,6 +44,7 @@ class Experience:
         self.layer_set.check_depth(sublayers.depth)
         self.calibration = Calibration()
         self.pace = Pace(model.device)
+        self.ledger = Ledger(self.pace)
 
     def target(self) -> Target:
         """The model as it is now, to read prompts and verify drafts."""
@@ -65,7 +67,10 @@ class Experience:
         if not self._config.max_draft_tokens:
             return None
         view = DraftView(self._model, self._sublayers, self.layer_set)
-        return LayerSkipDrafter(view, self._growth(do_sample))
+        drafter = LayerSkipDrafter(view, self._growth(do_sample))
+        if self._config.early_stop is not None:
+            return drafter
+        return Governed(drafter, self.ledger, self.pace)
 
     def _growth(self, do_sample: bool) -> Growth:
         is_tree = self._config.tree and self._reads_trees

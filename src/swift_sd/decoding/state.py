@@ -48,7 +48,7 @@ class DecodingState:
         self.finished = False
         self.device = device or tokens.device
         self._context = context
-        self._length = tokens.shape[1]
+        self.prompt_length = self._length = tokens.shape[1]
         self._ids = _room(self._length + GROWTH, tokens)
         self._ids[:, : self._length] = tokens
 

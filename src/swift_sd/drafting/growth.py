@@ -143,7 +143,6 @@ class CostGrowth:
                 self._calibration.tell(tree.chances[node], row == node + 1)
         if forwards:
             self._pace.saw_draft(forwards, step.draft)
-        self._pace.saw_round(step)
 
     @property
     def _rate(self) -> float:

@@ -10,6 +10,7 @@ import torch
 from swift_sd.decoding.trace import Step
 
 MEMORY = 9  # measurements that count
+PLAIN_MEMORY = 33  # of plain steps, which everything is judged by
 FADE = 0.97  # weight of the rounds before
 # The prior for numbers of rows not tried yet: flat while reading the weights takes longer than
 # computing with them, then growing by this much a row. Measured on CPUs with bfloat16 units.
@@ -28,6 +29,7 @@ class Pace:
         self._flat = FLAT_ROWS.get(device.type, 8)
         self._verify: dict[int, deque[float]] = {}
         self._draft: deque[float] = deque(maxlen=MEMORY)
+        self._plain: deque[float] = deque(maxlen=PLAIN_MEMORY)
         self._tokens = self._seconds = 0.0
 
     def saw_round(self, step: Step) -> None:
@@ -35,6 +37,10 @@ class Pace:
         self._verify.setdefault(1 + step.verified, deque(maxlen=MEMORY)).append(step.verify)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._seconds = FADE * self._seconds + step.seconds
+
+    def saw_plain(self, seconds: float) -> None:
+        """Count a round in which nothing was asked of a drafter."""
+        self._plain.append(seconds)
 
     def saw_draft(self, steps: int, seconds: float) -> None:
         """Count a draft of `steps` forwards."""
@@ -44,6 +50,11 @@ class Pace:
     def rate(self) -> float:
         """Tokens per second lately; 0 before the first round."""
         return self._tokens / self._seconds if self._seconds else 0.0
+
+    @property
+    def step(self) -> float | None:
+        """Seconds that a token takes without drafting; None if there was no such round yet."""
+        return median(self._plain) if self._plain else None
 
     @property
     def draft_step(self) -> float | None:

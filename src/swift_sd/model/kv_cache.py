@@ -12,7 +12,8 @@ the cache and not to its layers, which transformers' own caches do the other way
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -110,13 +111,24 @@ class LayerBuffer:
         self.keys.narrow(2, 0, keys.shape[2]).copy_(keys)
         self.values.narrow(2, 0, values.shape[2]).copy_(values)
 
-    def tail(self, length: int) -> tuple[Tensor, Tensor]:
-        """Copies of the rows below position `length` that later queries can still see."""
+    def copied(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Copies of the rows at positions `begin` to `end` - 1."""
         assert self.keys is not None
         assert self.values is not None
-        first = self.first_visible(length)
-        row, count = first - self.origin, length - first
+        row, count = begin - self.origin, end - begin
         return self.keys.narrow(2, row, count).clone(), self.values.narrow(2, row, count).clone()
+
+    def restore(self, begin: int, keys: Tensor, values: Tensor) -> None:
+        """Put rows that were copied back to the positions from `begin` on."""
+        assert self.keys is not None
+        assert self.values is not None
+        row, count = begin - self.origin, keys.shape[2]
+        self.keys.narrow(2, row, count).copy_(keys)
+        self.values.narrow(2, row, count).copy_(values)
+
+    def tail(self, length: int) -> tuple[Tensor, Tensor]:
+        """Copies of the rows below position `length` that later queries can still see."""
+        return self.copied(self.first_visible(length), length)
 
 
 class KVCache(Cache):
@@ -169,6 +181,33 @@ class KVCache(Cache):
                 for buffer in self.buffers:
                     buffer.move(moved, first)
         self.commit(len(positions))
+
+    def can_rewind(self, count: int) -> bool:
+        """Whether a forward could start `count` positions before the end: see `rewound`."""
+        start = self.committed - count
+        return start >= 0 and all(
+            buffer.keys is not None and buffer.origin <= buffer.first_visible(start)
+            for buffer in self.buffers
+        )
+
+    @contextmanager
+    def rewound(self, count: int) -> Iterator[None]:
+        """Inside, the last `count` positions count as scratch; afterwards they are as before.
+
+        For forwards that run known tokens again: nothing that they write remains.
+        """
+        assert self.can_rewind(count)
+        end = self.committed
+        self.committed = self.cursor = end - count
+        kept = [buffer.copied(end - count, end) for buffer in self.buffers]
+        try:
+            yield
+        finally:
+            with torch.inference_mode():
+                for buffer, rows in zip(self.buffers, kept, strict=True):
+                    buffer.restore(end - count, *rows)
+            self.committed = end
+            self.rollback()
 
     def compact(self) -> None:
         """Give back memory that only the prompt needed."""

@@ -1,0 +1,48 @@
+"""How often a sub-network agrees with the target, on text that is there already (SWIFT, 4.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from swift_sd.decoding.state import DecodingState
+from swift_sd.model.target import Target
+from swift_sd.model.view import View
+
+
+class Window:
+    """The latest tokens of a response, and what the target would have chosen behind each of them.
+
+    A candidate is scored in one forward over all of them; the cached prefix before is reused, and
+    the cache is left as it was.
+
+    Args:
+        target: chooses.
+        state: the response; the window is its end, as long as it stays as it is.
+        tokens: length of the window.
+
+    Raises:
+        ValueError: the cache does not reach back so far: see `KVCache.can_rewind`.
+    """
+
+    def __init__(self, target: Target, state: DecodingState, tokens: int) -> None:
+        if not state.cache.can_rewind(tokens):
+            raise ValueError(f"the cache cannot go back by {tokens} tokens")
+        self._cache = state.cache
+        self._count = tokens
+        end = state.cache.committed
+        self._tokens = state.tokens[:, end - tokens : end].to(state.device)
+        known = state.length - state.prompt_length
+        if not state.warping.do_sample and known >= tokens:  # it chose them
+            self._choices = state.tokens[0, end - tokens + 1 : end + 1].to(state.device)
+        else:
+            self._choices = self._best(target)
+
+    def matchness(self, view: View) -> float:
+        """The fraction of the places at which `view` chooses what the target does."""
+        return float((self._best(view) == self._choices).double().mean())
+
+    def _best(self, view: View) -> Tensor:
+        with self._cache.rewound(self._count), torch.no_grad():
+            logits = view.forward(self._tokens, self._cache)[0]
+        return logits.argmax(dim=-1)
