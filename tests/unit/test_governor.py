@@ -3,10 +3,21 @@
 import pytest
 import torch
 
-from swift_sd.adapting.governor import CREDIT, PLAIN_EVERY, SHARE, Governed, Ledger
+from swift_sd.adapting.governor import CREDIT, PLAIN_EVERY, SHARE, Governor, Ledger
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.trace import Step
+from swift_sd.drafting.calibration import Calibration
+from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
+
+
+class Nothing:
+    """A free drafter that never knows anything."""
+
+    name = "nothing"
+
+    def propose(self, state, budget):
+        return DraftTree()
 
 
 class Stream:
@@ -17,7 +28,8 @@ class Stream:
     def __init__(self, round_of, noise=0.0):
         self.pace = Pace(torch.device("cpu"))
         self.ledger = Ledger(self.pace)
-        self.governed = Governed(self, self.ledger, self.pace)
+        growth = CostGrowth(Calibration(), self.pace, is_tree=False)
+        self.governed = Governor(Nothing(), self, self.ledger, growth, self.pace)
         self.round_of = round_of
         self.tokens = self.seconds = 0.0
         self.drafted = []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swift_sd.model.kv_cache import KVCache, attention_windows
@@ -53,35 +53,64 @@ def measure_costs(
     same state of the machine. The model is not changed: the stop-watches are in a copy that shares
     its tensors.
     """
-    wait = _waiter(model.device)
-    watches: dict[tuple[int, str], list[float]] = {}
-    timed = View(_with_stop_watches(model, sublayers, watches, wait))
     plain = View(model)
     cache = KVCache(attention_windows(model.config), reserve=context + 1)
     tokens = torch.zeros(1, context + 1, dtype=torch.long, device=model.device)
     plain.forward(tokens[:, :context], cache, keep=1)
     cache.commit(context)
+    timed = TimedView(model, sublayers)
+    one = tokens[:, :1]
+    for _ in range(WARM_UP):
+        timed.step(one, cache, plain)
+    return timed.costs([timed.step(one, cache, plain) for _ in range(repeats)], context)
 
-    head: Any = model.get_output_embeddings()
-    hidden = head.weight.new_zeros(1, 1, head.weight.shape[1]) if head is not None else None
-    steps, heads, sums = [], [], []
-    for _ in range(WARM_UP + repeats):
-        steps.append(_seconds(lambda: plain.forward(tokens[:, :1], cache), wait))
+
+@dataclass(frozen=True)
+class Laps:
+    """Seconds of one step: whole, of the head, and of each layer's sublayers."""
+
+    step: float
+    head: float
+    parts: Mapping[tuple[int, str], float]
+
+
+class TimedView(View):
+    """The target with stop-watches around its sublayers; shares all tensors."""
+
+    def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
+        self._watches: dict[tuple[int, str], list[float]] = {}
+        self._wait = _waiter(model.device)
+        super().__init__(_with_stop_watches(model, sublayers, self._watches, self._wait))
+        self._depth = sublayers.depth
+        self._head: Any = model.get_output_embeddings()
+
+    def step(self, token: Tensor, cache: KVCache, plain: View) -> Laps:
+        """Time a step of `plain`, then the parts of it; the cache is as before.
+
+        Args:
+            token: `[1, 1]`, int64.
+        """
+        step = _seconds(lambda: plain.forward(token, cache), self._wait)
         cache.rollback()
-        if hidden is not None:
-            heads.append(_seconds(lambda: head(hidden), wait))
-        watches.clear()
-        timed.forward(tokens[:, :1], cache)
+        head = 0.0
+        if self._head is not None:
+            hidden = self._head.weight.new_zeros(1, 1, self._head.weight.shape[1])
+            head = _seconds(lambda: self._head(hidden), self._wait)
+        self._watches.clear()
+        self.forward(token, cache)
         cache.rollback()
-        sums.append({key: sum(parts) for key, parts in watches.items()})
-    per_part = {key: median(one[key] for one in sums[WARM_UP:]) for key in sums[0]}
-    return Costs(
-        step=median(steps[WARM_UP:]),
-        attention=tuple(per_part[index, "attention"] for index in range(sublayers.depth)),
-        mlp=tuple(per_part[index, "mlp"] for index in range(sublayers.depth)),
-        head=median(heads[WARM_UP:]) if heads else 0.0,
-        context=context,
-    )
+        return Laps(step, head, {key: sum(times) for key, times in self._watches.items()})
+
+    def costs(self, laps: Sequence[Laps], context: int) -> Costs:
+        """Medians."""
+        per_part = {key: median(lap.parts[key] for lap in laps) for key in laps[0].parts}
+        return Costs(
+            step=median(lap.step for lap in laps),
+            attention=tuple(per_part[index, "attention"] for index in range(self._depth)),
+            mlp=tuple(per_part[index, "mlp"] for index in range(self._depth)),
+            head=median(lap.head for lap in laps),
+            context=context,
+        )
 
 
 def _waiter(device: torch.device) -> Callable[[], None]:

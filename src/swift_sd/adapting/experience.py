@@ -7,10 +7,11 @@ from functools import cached_property
 
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.governor import Governed, Ledger
+from swift_sd.adapting.governor import Governor, Ledger
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.drafting.calibration import Calibration
+from swift_sd.drafting.copying import CopyDrafter
 from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
@@ -43,6 +44,7 @@ class Experience:
         self.layer_set = config.layer_set or LayerSet.unified(sublayers.depth)
         self.layer_set.check_depth(sublayers.depth)
         self.calibration = Calibration()
+        self.copy_calibration = Calibration()
         self.pace = Pace(model.device)
         self.ledger = Ledger(self.pace)
 
@@ -70,7 +72,8 @@ class Experience:
         drafter = LayerSkipDrafter(view, self._growth(do_sample))
         if self._config.early_stop is not None:
             return drafter
-        return Governed(drafter, self.ledger, self.pace)
+        growth = CostGrowth(self.copy_calibration, self.pace, is_tree=False)
+        return Governor(CopyDrafter(growth), drafter, self.ledger, growth, self.pace)
 
     def _growth(self, do_sample: bool) -> Growth:
         is_tree = self._config.tree and self._reads_trees

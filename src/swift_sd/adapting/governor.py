@@ -1,4 +1,4 @@
-"""Whether to draft at all: never slower than plain decoding, but for what finding out costs."""
+"""Who drafts, if anyone: never slower than plain decoding, but for what finding out costs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
+from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
 
 CREDIT = 2.0  # plain steps that finding out may cost at first
@@ -38,10 +39,21 @@ class Ledger:
         self._plain_rounds = 0
 
     @property
+    def wants_plain(self) -> bool:
+        """Whether the next round must be plain, so that it is known what that costs."""
+        return self._plain_rounds < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second to expect of the next round without a free draft."""
+        assert self._pace.step is not None
+        return max(1.0, self.advantage if self.allows else 0.0) / self._pace.step
+
+    @property
     def allows(self) -> bool:
-        """Whether to draft in the next round."""
+        """Whether to spend on a draft in the next round."""
         step = self._pace.step
-        if step is None or self._plain_rounds < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY:
+        if step is None or self.wants_plain:
             return False
         if self.advantage > PAYS:
             return True
@@ -56,14 +68,13 @@ class Ledger:
         step = self._pace.step
         return self._tokens * step / self._seconds if self._seconds and step else 0.0
 
-    def record(self, step: Step, drafting: bool) -> None:
-        """Count a round; `drafting`: whether a draft was asked for in it."""
+    def record(self, step: Step, *, dear: bool, plain: bool) -> None:
+        """Count a round: whether a draft was paid for in it, or none was asked for at all."""
         self._elapsed += step.seconds
-        if not drafting:
-            self._since_plain = 0
-            self._plain_rounds += 1
+        self._since_plain = 0 if plain else self._since_plain + 1
+        self._plain_rounds += plain
+        if not dear:
             return
-        self._since_plain += 1
         if self._pace.step is not None and self.advantage <= PAYS:
             # Noise is not to win back what was lost: only losses count.
             self._lost += max(step.seconds - len(step.tokens) * self._pace.step, 0.0)
@@ -71,31 +82,51 @@ class Ledger:
         self._seconds = FADE * self._seconds + step.seconds
 
 
-class Governed:
-    """A drafter that is asked only while it pays.
+class Governor:
+    """Before each round: who drafts, if anyone.
+
+    A draft that costs nothing is verified if it promises more tokens a second than what else could
+    be done; one that takes forwards of its own is asked for while that pays.
 
     Args:
-        drafter: proposes.
-        ledger: remembers what came of it, over all responses.
+        free: proposes at no cost.
+        dear: proposes at a cost.
+        ledger: what came of the dear one's proposals, over all responses.
+        growth: what the free one's proposals promise.
+        pace: what rounds cost.
     """
 
-    def __init__(self, drafter: Drafter, ledger: Ledger, pace: Pace) -> None:
-        self.name = drafter.name
-        self._drafter = drafter
-        self._ledger = ledger
-        self._pace = pace
-        self._is_asked = False
+    def __init__(
+        self, free: Drafter, dear: Drafter, ledger: Ledger, growth: CostGrowth, pace: Pace
+    ) -> None:
+        self._free, self._dear = free, dear
+        self._ledger, self._growth, self._pace = ledger, growth, pace
+        self._chosen: Drafter | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the drafter that was asked last."""
+        return self._chosen.name if self._chosen else "none"
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
-        """What the drafter proposes; nothing while drafting does not pay."""
-        self._is_asked = self._ledger.allows
-        return self._drafter.propose(state, budget) if self._is_asked else DraftTree()
+        """What the chosen drafter proposes; nothing in a plain round."""
+        self._chosen = None
+        if self._ledger.wants_plain:
+            return DraftTree()
+        tree = self._free.propose(state, budget)
+        if len(tree) and self._growth.promise(tree) > self._ledger.rate:
+            self._chosen = self._free
+            return tree
+        if self._ledger.allows:
+            self._chosen = self._dear
+            return self._dear.propose(state, budget)
+        return DraftTree()
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
         """See `Drafter.learn`."""
         self._pace.saw_round(step)
-        if self._is_asked:
-            self._drafter.learn(tree, path, step)
+        if self._chosen is not None:
+            self._chosen.learn(tree, path, step)
         else:
             self._pace.saw_plain(step.seconds)
-        self._ledger.record(step, self._is_asked)
+        self._ledger.record(step, dear=self._chosen is self._dear, plain=self._chosen is None)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from swift_sd.decoding.state import DecodingState
-from swift_sd.model.target import Target
 from swift_sd.model.view import View
 
 
@@ -17,21 +16,21 @@ class Window:
     the cache is left as it was.
 
     Args:
-        target: chooses.
-        state: the response; the window is its end, as long as it stays as it is.
+        target: says what it would have chosen, where that is not known from the response.
+        state: the response; the window is its end, and lasts until tokens are added.
         tokens: length of the window.
 
     Raises:
         ValueError: the cache does not reach back so far: see `KVCache.can_rewind`.
     """
 
-    def __init__(self, target: Target, state: DecodingState, tokens: int) -> None:
+    def __init__(self, target: View, state: DecodingState, tokens: int) -> None:
         if not state.cache.can_rewind(tokens):
             raise ValueError(f"the cache cannot go back by {tokens} tokens")
         self._cache = state.cache
-        self._count = tokens
+        self.tokens = tokens
         end = state.cache.committed
-        self._tokens = state.tokens[:, end - tokens : end].to(state.device)
+        self._read = state.tokens[:, end - tokens : end].to(state.device)
         known = state.length - state.prompt_length
         if not state.warping.do_sample and known >= tokens:  # it chose them
             self._choices = state.tokens[0, end - tokens + 1 : end + 1].to(state.device)
@@ -43,6 +42,6 @@ class Window:
         return float((self._best(view) == self._choices).double().mean())
 
     def _best(self, view: View) -> Tensor:
-        with self._cache.rewound(self._count), torch.no_grad():
-            logits = view.forward(self._tokens, self._cache)[0]
+        with self._cache.rewound(self.tokens), torch.no_grad():
+            logits = view.forward(self._read, self._cache)[0]
         return logits.argmax(dim=-1)

@@ -11,13 +11,12 @@ from swift_sd.decoding.trace import Step
 
 
 class Drafter(Protocol):
-    """Proposes what may come next. Whatever it proposes, the output is the target's own.
+    """Proposes what may come next. Whatever it proposes, the output is the target's own."""
 
-    Attributes:
-        name: under which steps are counted in the trace.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """Under which the step that follows a proposal is counted in the trace."""
+        ...
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What may follow `state.tokens`, `budget` (≥ 1) tokens deep at most; may be nothing.
@@ -28,4 +27,15 @@ class Drafter(Protocol):
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
         """Be told what became of a proposal: `step.tokens[i]` came out behind row `path[i]`."""
+        ...
+
+
+class Adapter(Protocol):
+    """Improves a drafter while a response is decoded."""
+
+    def adapt(self, state: DecodingState, step: Step) -> None:
+        """Called after each round but the last; may take as long as it will win back.
+
+        The cache must be left as it was, and the response is not to be changed.
+        """
         ...

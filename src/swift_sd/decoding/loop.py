@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from swift_sd.decoding.draft_tree import DraftTree
-from swift_sd.decoding.drafter import Drafter
+from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.decoding.verification import Verification
@@ -26,6 +27,7 @@ def decode(
     *,
     tolerance: float = 0.0,
     prefill_chunk: int | None = None,
+    adapter: Adapter | None = None,
 ) -> Generator[Step]:
     """Yield the response step by step; its tokens follow the target's distribution exactly.
 
@@ -39,11 +41,13 @@ def decode(
         max_draft_tokens: how many tokens deep to draft before a verification at most.
         tolerance: see `Verification`.
         prefill_chunk: prompt tokens to read in one forward; None for all.
+        adapter: improves the drafter between rounds.
     """
     try:
-        yield _prefill(target, state, unread, prefill_chunk)
+        yield _adapted(adapter, state, _prefill(target, state, unread, prefill_chunk))
         while not state.finished:
-            yield _round(target, drafter, state, max_draft_tokens, tolerance)
+            step = _round(target, drafter, state, max_draft_tokens, tolerance)
+            yield _adapted(adapter, state, step)
     finally:
         state.cache.rollback()
 
@@ -95,3 +99,11 @@ def _round(
     if drafter:
         drafter.learn(tree, verification.path, step)
     return step
+
+
+def _adapted(adapter: Adapter | None, state: DecodingState, step: Step) -> Step:
+    if adapter is None or state.finished:
+        return step
+    begin = perf_counter()
+    adapter.adapt(state, step)
+    return replace(step, adapt=perf_counter() - begin)

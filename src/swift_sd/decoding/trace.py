@@ -22,7 +22,8 @@ class Step:
         accepted: number of proposed tokens that came out.
         accepted_on_chain: number of those that came out from the main chain.
         decided_again: number of places decided by a forward of their own.
-        prefill, draft, verify, again, accept: seconds; `again` went into those forwards.
+        prefill, draft, verify, again, accept, adapt: seconds; `again` went into those forwards,
+            `adapt` into finding better ways to draft.
     """
 
     tokens: tuple[int, ...]
@@ -37,14 +38,15 @@ class Step:
     verify: float = 0.0
     again: float = 0.0
     accept: float = 0.0
+    adapt: float = 0.0
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """All of it but what went into adapting."""
         return self.prefill + self.draft + self.verify + self.again + self.accept
 
 
-PHASES = ("prefill", "draft", "verify", "accept")
+PHASES = ("prefill", "draft", "verify", "accept", "adapt")
 
 
 @dataclass
@@ -87,7 +89,6 @@ class Trace:
         lengths = Counter(step.accepted for step in rounds if step.drafter)
         split = {phase: sum(getattr(step, phase) for step in self.steps) for phase in PHASES}
         split["verify"] += sum(step.again for step in rounds)
-        split["adapt"] = 0.0
         split["other"] = max(self.seconds - sum(split.values()), 0.0)
         return {
             "new_tokens": new_tokens,

@@ -126,6 +126,11 @@ class CostGrowth:
                 best, count = value, nodes
         return tree.kept(sorted(order[:count]))
 
+    def promise(self, tree: DraftTree) -> float:
+        """Tokens per second to expect of a round that verifies `tree`, which is there already."""
+        seconds = self._pace.verify(1 + len(tree))
+        return (1 + sum(self.reaches(tree))) / seconds if seconds else 0.0
+
     def reaches(self, tree: DraftTree) -> list[float]:
         """For each node the chance that it comes out."""
         reaches: list[float] = []

@@ -1,0 +1,79 @@
+"""The longest ending of a text that it has contained before, and where that was."""
+
+from __future__ import annotations
+
+REMEMBERED = 8  # endings of a token whose latest place is noted; of others an earlier one is known
+
+
+class SuffixAutomaton:
+    """Knows every substring of a growing text; adding a token takes constant time on average.
+
+    Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text". A state stands
+    for substrings that end at the same places; its link is the longest of their endings that ends
+    at other places too. So the link of the whole text's state is the longest ending seen before.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._next: list[dict[int, int]] = [{}]
+        self._link = [-1]
+        self._length = [0]
+        self._end = [-1]  # a place at which the state's substrings ended: the latest one known
+        self._whole = 0
+
+    def add(self, token: int) -> None:
+        """Append a token."""
+        self._remember()
+        place = len(self.tokens)
+        self.tokens.append(token)
+        new = self._state({}, length=self._length[self._whole] + 1, end=place)
+        state = self._whole
+        while state >= 0 and token not in self._next[state]:
+            self._next[state][token] = new
+            state = self._link[state]
+        if state < 0:
+            self._link[new] = 0
+        else:
+            self._link[new] = self._shared(state, token)
+        self._whole = new
+
+    def match(self) -> tuple[int, int]:
+        """Length of the longest ending that occurred before, and the place behind that occurrence.
+
+        A length of 0 if even the last token is new.
+        """
+        state = self._link[self._whole]
+        if state <= 0:
+            return 0, len(self.tokens)
+        return self._length[state], self._end[state] + 1
+
+    def _remember(self) -> None:
+        """The longest endings occur here, too: the next time this is their latest place."""
+        state = self._link[self._whole]
+        for _ in range(REMEMBERED):
+            if state <= 0:
+                break
+            self._end[state] = len(self.tokens) - 1
+            state = self._link[state]
+
+    def _shared(self, state: int, token: int) -> int:
+        """The state of the ending that is `state`'s, continued by `token`; split off if need be."""
+        target = self._next[state][token]
+        if self._length[target] == self._length[state] + 1:
+            return target
+        clone = self._state(
+            dict(self._next[target]), length=self._length[state] + 1, end=self._end[target]
+        )
+        self._link[clone] = self._link[target]
+        self._link[target] = clone
+        while state >= 0 and self._next[state].get(token) == target:
+            self._next[state][token] = clone
+            state = self._link[state]
+        return clone
+
+    def _state(self, following: dict[int, int], length: int, end: int) -> int:
+        self._next.append(following)
+        self._link.append(-1)
+        self._length.append(length)
+        self._end.append(end)
+        return len(self._link) - 1
