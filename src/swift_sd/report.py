@@ -26,7 +26,6 @@ def describe(summary: dict[str, Any], plain_step: float) -> str:
 
 
 def _drafting(summary: dict[str, Any]) -> list[str]:
-    skipped = summary["layer_set"]
     histogram: dict[int, int] = summary["accepted_histogram"]
     most = max(histogram.values())
     on_chain = round(summary["acceptance_rate"] * summary["drafted_tokens"])
@@ -35,8 +34,8 @@ def _drafting(summary: dict[str, Any]) -> list[str]:
     again = summary["decided_again"]
     ties = [f"{again} near-ties decided again by a forward of their own"] if again else []
     return [
-        f"drafted with {len(skipped['attention'])} attention and {len(skipped['mlp'])} MLP "
-        f"sublayers skipped: {on_chain} of {summary['drafted_tokens']} draft "
+        _who(summary),
+        f"{on_chain} of {summary['drafted_tokens']} draft "
         f"tokens accepted ({summary['acceptance_rate']:.0%}){alternatives}, "
         f"{summary['tokens_per_forward']:.2f} tokens per forward of the full model",
         "accepted per draft:",
@@ -46,6 +45,19 @@ def _drafting(summary: dict[str, Any]) -> list[str]:
         ),
         *ties,
     ]
+
+
+def _who(summary: dict[str, Any]) -> str:
+    """Which drafters proposed, and how often."""
+    skipped = summary["layer_set"]
+    words = {
+        "layer_skip": f"by the model with {len(skipped['attention'])} attention and "
+        f"{len(skipped['mlp'])} MLP sublayers skipped",
+        "copying": "copied from the text",
+    }
+    parts = [f"{count} {words.get(name, name)}" for name, count in summary["drafters"].items()]
+    plain = summary["target_forwards"] - 1 - sum(summary["drafters"].values())
+    return f"drafts: {', '.join(parts)}" + (f"; {plain} forwards without" if plain > 0 else "")
 
 
 def _times(split: dict[str, float], seconds: float) -> str:
@@ -68,5 +80,5 @@ def _verdict(summary: dict[str, Any], plain_step: float) -> str:
         return f"drafting paid, {ratio:.2f}x plain decoding: {measured}"
     return (
         f"drafting did NOT pay, {ratio:.2f}x plain decoding: {measured}. "
-        "Skip less (a smaller layer set), or decode with --plain / SwiftConfig.plain()"
+        "It is given up while it does not; a cheaper draft (another layer set) may pay"
     )

@@ -241,15 +241,17 @@ class Swift:
 
     def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
+        drafter, adapter = self._experience.drafting(do_sample=bool(request.options.do_sample))
         trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
         rounds = decode(
             self._experience.target(),
-            self._experience.drafter(do_sample=bool(request.options.do_sample)),
+            drafter,
             state,
             request.unread,
             self.config.max_draft_tokens,
             tolerance=self._experience.tolerance,
             prefill_chunk=request.options.prefill_chunk_size,
+            adapter=adapter,
         )
         try:
             while True:
@@ -262,6 +264,7 @@ class Swift:
                 yield step
         finally:
             rounds.close()
+            trace.layer_set = self.layer_set
             if request.keeps_cache:
                 write_back(state.cache, request.past_key_values)
 

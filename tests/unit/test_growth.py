@@ -152,10 +152,16 @@ def test_costs_between_and_beyond_what_was_measured():
         pace.saw_round(Step((1,), verified=4, verify=seconds))
     assert (pace.verify(1), pace.verify(5)) == (1.2, 3.2)
     assert pace.verify(3) == pytest.approx(2.2)
-    assert pace.verify(8) == 3.2  # flat as far as a CPU is expected to be
-    assert pace.verify(16) > 3.2
+    assert pace.verify(9) == pytest.approx(5.2)  # as they cost so far
     pace.saw_draft(4, 2.0)
     assert pace.draft_step == 0.5
+
+
+def test_one_number_of_rows_stands_for_others_as_far_as_is_expected_of_a_cpu():
+    pace = Pace(torch.device("cpu"))
+    pace.saw_round(Step((1,), verified=0, verify=1.0))
+    assert pace.verify(8) == 1.0
+    assert pace.verify(16) > 1.0
 
 
 def test_more_rows_never_seem_cheaper():

@@ -7,9 +7,10 @@ from functools import cached_property
 
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.governor import Governor, Ledger
+from swift_sd.adapting.adaptation import Adaptation, Adapting
+from swift_sd.adapting.governor import Governed, Governor, Ledger
 from swift_sd.config import SwiftConfig
-from swift_sd.decoding.drafter import Drafter
+from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.drafting.calibration import Calibration
 from swift_sd.drafting.copying import CopyDrafter
 from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
@@ -41,12 +42,17 @@ class Experience:
         self._model = model
         self._sublayers = sublayers
         self._config = config
-        self.layer_set = config.layer_set or LayerSet.unified(sublayers.depth)
-        self.layer_set.check_depth(sublayers.depth)
+        self._start = LayerSet.unified(sublayers.depth)
+        if config.layer_set is not None:
+            config.layer_set.check_depth(sublayers.depth)
         self.calibration = Calibration()
         self.copy_calibration = Calibration()
         self.pace = Pace(model.device)
         self.ledger = Ledger(self.pace)
+        self.copy_ledger = Ledger(self.pace)
+        self.adaptation = Adaptation(
+            model, sublayers, self.pace, config.max_draft_tokens, self._forget
+        )
 
     def target(self) -> Target:
         """The model as it is now, to read prompts and verify drafts."""
@@ -60,20 +66,36 @@ class Experience:
         is_exact = self._config.exact == "off" or self._exact_forms is not None
         return 0.0 if is_exact else TOLERANCE[self._config.exact]
 
-    def drafter(self, *, do_sample: bool) -> Drafter | None:
-        """A drafter for one response; None if it is to be decoded plainly.
+    @property
+    def layer_set(self) -> LayerSet:
+        """What drafts skip: what the user gave, or the best set found so far."""
+        return self._config.layer_set or self.adaptation.best or self._start
+
+    def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
+        """A drafter for one response and what improves it; None to decode plainly.
 
         It has a view of its own: responses share nothing that changes but what is learned, and each
         sees the model as it is now.
         """
         if not self._config.max_draft_tokens:
-            return None
+            return None, None
         view = DraftView(self._model, self._sublayers, self.layer_set)
         drafter = LayerSkipDrafter(view, self._growth(do_sample))
         if self._config.early_stop is not None:
-            return drafter
+            return drafter, None
         growth = CostGrowth(self.copy_calibration, self.pace, is_tree=False)
-        return Governor(CopyDrafter(growth), drafter, self.ledger, growth, self.pace)
+        governor = Governor(
+            Governed(CopyDrafter(growth), self.copy_ledger),
+            Governed(drafter, self.ledger),
+            growth,
+            self.pace,
+        )
+        adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
+        return governor, adapter
+
+    def _forget(self) -> None:
+        self.calibration.forget()
+        self.ledger.forget()
 
     def _growth(self, do_sample: bool) -> Growth:
         is_tree = self._config.tree and self._reads_trees

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.drafter import Drafter
@@ -11,8 +12,8 @@ from swift_sd.decoding.trace import Step
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 2.0  # plain steps that finding out may cost at first
-SHARE = 0.01  # of all time, what it may cost later on
+CREDIT = 1.0  # plain steps that finding out may cost at first
+SHARE = 0.005  # of all time, what it may cost later on
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.95  # weight of the drafted rounds before
 PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs
@@ -20,7 +21,7 @@ PLAIN_FIRST = 2  # rounds of that kind at the start
 
 
 class Ledger:
-    """What drafting gained or lost so far, in seconds, against decoding the same tokens plainly.
+    """What a drafter gained or lost so far, in seconds, against decoding the same tokens plainly.
 
     While drafting pays it goes on. When it does not, it is tried again only as far as the losses
     stay within `CREDIT` steps and `SHARE` of the time: rarely, but for good, so that a change for
@@ -35,51 +36,48 @@ class Ledger:
         self._elapsed = 0.0
         self._lost = 0.0  # while finding out
         self._tokens = self._seconds = 0.0  # of late, in rounds with a draft
-        self._since_plain = PLAIN_EVERY
-        self._plain_rounds = 0
-
-    @property
-    def wants_plain(self) -> bool:
-        """Whether the next round must be plain, so that it is known what that costs."""
-        return self._plain_rounds < PLAIN_FIRST or self._since_plain >= PLAIN_EVERY
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second to expect of the next round without a free draft."""
-        assert self._pace.step is not None
-        return max(1.0, self.advantage if self.allows else 0.0) / self._pace.step
 
     @property
     def allows(self) -> bool:
-        """Whether to spend on a draft in the next round."""
+        """Whether the drafter may propose in the next round."""
         step = self._pace.step
-        if step is None or self.wants_plain:
+        if step is None:
             return False
         if self.advantage > PAYS:
             return True
-        if self._since_plain:  # in doubt, plain rounds in between tell what is true of late
+        if self._pace.since_plain:  # in doubt, plain rounds in between tell what is true of late
             return False
         loss = max(self._seconds - self._tokens * step, 0.0) * (1 - FADE)
         return self._lost + loss <= CREDIT * step + SHARE * self._elapsed
 
     @property
     def advantage(self) -> float:
-        """Speed with drafts, of late, as a multiple of plain decoding's; 0 if not known yet."""
+        """Speed with its drafts, of late, as a multiple of plain decoding's; 0 if not known yet."""
         step = self._pace.step
         return self._tokens * step / self._seconds if self._seconds and step else 0.0
 
-    def record(self, step: Step, *, dear: bool, plain: bool) -> None:
-        """Count a round: whether a draft was paid for in it, or none was asked for at all."""
+    def record(self, step: Step, *, drafted: bool) -> None:
+        """Count a round: whether this drafter proposed in it."""
         self._elapsed += step.seconds
-        self._since_plain = 0 if plain else self._since_plain + 1
-        self._plain_rounds += plain
-        if not dear:
+        if not drafted:
             return
         if self._pace.step is not None and self.advantage <= PAYS:
             # Noise is not to win back what was lost: only losses count.
             self._lost += max(step.seconds - len(step.tokens) * self._pace.step, 0.0)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._seconds = FADE * self._seconds + step.seconds
+
+    def forget(self) -> None:
+        """The drafter is another one now: what it gained before says nothing."""
+        self._tokens = self._seconds = 0.0
+
+
+@dataclass(frozen=True)
+class Governed:
+    """A drafter and its account."""
+
+    drafter: Drafter
+    ledger: Ledger
 
 
 class Governor:
@@ -91,42 +89,45 @@ class Governor:
     Args:
         free: proposes at no cost.
         dear: proposes at a cost.
-        ledger: what came of the dear one's proposals, over all responses.
         growth: what the free one's proposals promise.
         pace: what rounds cost.
     """
 
-    def __init__(
-        self, free: Drafter, dear: Drafter, ledger: Ledger, growth: CostGrowth, pace: Pace
-    ) -> None:
+    def __init__(self, free: Governed, dear: Governed, growth: CostGrowth, pace: Pace) -> None:
         self._free, self._dear = free, dear
-        self._ledger, self._growth, self._pace = ledger, growth, pace
-        self._chosen: Drafter | None = None
+        self._growth, self._pace = growth, pace
+        self._chosen: Governed | None = None
 
     @property
     def name(self) -> str:
         """Of the drafter that was asked last."""
-        return self._chosen.name if self._chosen else "none"
+        return self._chosen.drafter.name if self._chosen else "none"
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
         self._chosen = None
-        if self._ledger.wants_plain:
+        step = self._pace.step
+        if step is None or self._pace.plain_rounds < PLAIN_FIRST:
             return DraftTree()
-        tree = self._free.propose(state, budget)
-        if len(tree) and self._growth.promise(tree) > self._ledger.rate:
+        if self._pace.since_plain >= PLAIN_EVERY:
+            return DraftTree()
+        tree = self._free.drafter.propose(state, budget)
+        spends = self._dear.ledger.allows
+        rate = max(1.0, self._dear.ledger.advantage if spends else 0.0) / step
+        if len(tree) and self._free.ledger.allows and self._growth.promise(tree) > rate:
             self._chosen = self._free
             return tree
-        if self._ledger.allows:
+        if spends:
             self._chosen = self._dear
-            return self._dear.propose(state, budget)
+            return self._dear.drafter.propose(state, budget)
         return DraftTree()
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
         """See `Drafter.learn`."""
         self._pace.saw_round(step)
         if self._chosen is not None:
-            self._chosen.learn(tree, path, step)
+            self._chosen.drafter.learn(tree, path, step)
         else:
             self._pace.saw_plain(step.seconds)
-        self._ledger.record(step, dear=self._chosen is self._dear, plain=self._chosen is None)
+        for one in (self._free, self._dear):
+            one.ledger.record(step, drafted=self._chosen is one)

@@ -39,3 +39,8 @@ class Calibration:
         if self.offered[index] >= MEMORY:
             self.offered[index] /= 2
             self.accepted[index] /= 2
+
+    def forget(self) -> None:
+        """The drafter is another one now: only the prior remains."""
+        self.offered = [0.0] * len(self.offered)
+        self.accepted = [0.0] * len(self.accepted)

@@ -31,16 +31,21 @@ class Pace:
         self._draft: deque[float] = deque(maxlen=MEMORY)
         self._plain: deque[float] = deque(maxlen=PLAIN_MEMORY)
         self._tokens = self._seconds = 0.0
+        self.plain_rounds = 0  # seen so far
+        self.since_plain = 0  # rounds since the last one
 
     def saw_round(self, step: Step) -> None:
         """Count a round with its verification and the tokens that came of it."""
         self._verify.setdefault(1 + step.verified, deque(maxlen=MEMORY)).append(step.verify)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._seconds = FADE * self._seconds + step.seconds
+        self.since_plain += 1
 
     def saw_plain(self, seconds: float) -> None:
         """Count a round in which nothing was asked of a drafter."""
         self._plain.append(seconds)
+        self.plain_rounds += 1
+        self.since_plain = 0
 
     def saw_draft(self, steps: int, seconds: float) -> None:
         """Count a draft of `steps` forwards."""
@@ -74,7 +79,14 @@ class Pace:
             return low + part * (max(high, low) - low)
         nearest = below if below is not None else above
         assert nearest is not None
-        return median(self._verify[nearest]) * self._shape(rows) / self._shape(nearest)
+        seconds = median(self._verify[nearest])
+        expected = seconds * self._shape(rows) / self._shape(nearest)
+        if below is None or len(seen) < 2:
+            return expected
+        # What more rows have cost so far they will go on to cost.
+        first = median(self._verify[seen[0]])
+        slope = max(0.0, (seconds - first) / (nearest - seen[0]))
+        return max(expected, seconds + slope * (rows - nearest))
 
     def _shape(self, rows: int) -> float:
         return 1.0 + SLOPE * max(0, rows - self._flat)

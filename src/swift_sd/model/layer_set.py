@@ -75,6 +75,10 @@ class LayerSet:
         allowed = 2 * max(self.depth - 2, 0)
         return (len(self.attention) + len(self.mlp)) / allowed if allowed else 0.0
 
+    def distance(self, other: LayerSet) -> int:
+        """In how many sublayers two sets differ."""
+        return len(self.attention ^ other.attention) + len(self.mlp ^ other.mlp)
+
     def check_depth(self, depth: int) -> None:
         """Raise `LayerSetError` if the set is not for a model of `depth` layers."""
         if depth != self.depth:
