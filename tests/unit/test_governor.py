@@ -95,4 +95,4 @@ def test_the_first_rounds_are_plain_so_that_it_is_known_what_that_costs():
 
 
 def test_the_bounds_are_what_is_said():
-    assert 2 * (CREDIT / 256 + SHARE) <= 0.02  # of two drafters
+    assert CREDIT / 256 + SHARE <= 0.02

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import cached_property
 
 from transformers import PreTrainedModel
 
@@ -42,6 +41,9 @@ class Experience:
         self._model = model
         self._sublayers = sublayers
         self._config = config
+        # Forwards over a few tokens, once: so that no response has to wait for them.
+        self._reads_trees = self._can_read_trees()
+        self._exact_forms = self._find_exact_forms()
         self._start = LayerSet.unified(sublayers.depth)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
@@ -98,14 +100,15 @@ class Experience:
         self.ledger.forget()
 
     def _growth(self, do_sample: bool) -> Growth:
-        is_tree = self._config.tree and self._reads_trees
+        is_tree = self._reads_trees
         if self._config.early_stop is None:
             return CostGrowth(self.calibration, self.pace, is_tree)
         table = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
         return PaperGrowth(self._config.early_stop, table if is_tree else PaperGrowth.CHAIN)
 
-    @cached_property
-    def _reads_trees(self) -> bool:
+    def _can_read_trees(self) -> bool:
+        if not (self._config.tree and self._config.max_draft_tokens):
+            return False
         reason = why_no_trees(self._model, self._sublayers)
         if reason is not None:
             warnings.warn(
@@ -115,8 +118,7 @@ class Experience:
             )
         return reason is None
 
-    @cached_property
-    def _exact_forms(self) -> Forms | None:
+    def _find_exact_forms(self) -> Forms | None:
         """How to compute rows to the bit as if each was alone; None where that is not done."""
         exact, config = self._config.exact, self._model.config.get_text_config(decoder=True)
         if exact == "off" or not self._config.max_draft_tokens:

@@ -12,8 +12,8 @@ from swift_sd.decoding.trace import Step
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 1.0  # plain steps that finding out may cost at first
-SHARE = 0.005  # of all time, what it may cost later on
+CREDIT = 2.0  # plain steps that finding out may cost at first
+SHARE = 0.01  # of all time, what it may cost later on
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.95  # weight of the drafted rounds before
 PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs

@@ -105,10 +105,9 @@ class RateSearch:
         self._unchanged = 0
 
     def _mean(self) -> Array:
-        terms: Array = np.linalg.solve(
-            self._prior + self._evidence, self._prior_mean + self._evidence_mean
-        )
-        return np.clip(terms, 0, None)
+        known = self._prior_mean + self._evidence_mean
+        terms = np.linalg.solve(self._prior + self._evidence, known)
+        return np.asarray(terms.clip(min=0), dtype=np.float64)
 
     def _best_for(self, terms: Array) -> tuple[LayerSet, float]:
         """The best set if `terms` were true, and its speed as a multiple of plain decoding's.

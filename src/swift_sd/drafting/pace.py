@@ -13,9 +13,10 @@ MEMORY = 9  # measurements that count
 PLAIN_MEMORY = 33  # of plain steps, which everything is judged by
 FADE = 0.97  # weight of the rounds before
 # The prior for numbers of rows not tried yet: flat while reading the weights takes longer than
-# computing with them, then growing by this much a row. Measured on CPUs with bfloat16 units.
-FLAT_ROWS = {"cpu": 8, "cuda": 64}
-SLOPE = 0.06
+# computing with them, then growing by a share of a step with each row. On a CPU the attention of
+# each row takes its time from the start, where rows are computed exactly.
+FLAT_ROWS = {"cpu": 1, "cuda": 64}
+SLOPE = 0.12
 
 
 class Pace:
@@ -26,7 +27,7 @@ class Pace:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._flat = FLAT_ROWS.get(device.type, 8)
+        self._flat = FLAT_ROWS.get(device.type, 1)
         self._verify: dict[int, deque[float]] = {}
         self._draft: deque[float] = deque(maxlen=MEMORY)
         self._plain: deque[float] = deque(maxlen=PLAIN_MEMORY)
