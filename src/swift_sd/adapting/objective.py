@@ -1,0 +1,263 @@
+"""What a layer set is worth: the acceptance expected of it, and the tokens per second."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from swift_sd.adapting.costs import Costs
+from swift_sd.errors import ConfigError
+from swift_sd.model.layer_set import LayerSet
+
+Array = NDArray[np.float64]
+
+DRAWS = 32  # from the posterior of the harms
+SWEEPS = 6  # of Gibbs sampling with each score
+BURN_IN = 20  # times that when the draws start anew
+SHAPE = 0.5  # of the prior over how little a layer matters: most mean either little or much
+LOSS = 0.06  # a priori, in -log(acceptance), from skipping the least harmful tenth of all
+MOST_HARM = 10.0  # of one sublayer; exp(-10) is as good as nothing
+MISFIT = 0.1  # standard deviation of a set from the sum of its harms, as a share of it
+LEAST_MISFIT = 0.01
+
+
+def expected_rate(
+    acceptance: float, draft_step: float, verify: Callable[[int], float], max_draft: int
+) -> tuple[float, int]:
+    """The best chain length for an acceptance rate, and what it yields.
+
+    A round with a chain of k drafted tokens brings (1 - a^(k+1)) / (1 - a) tokens on average
+    (Leviathan et al. 2023, equation 1) in k · `draft_step` + `verify(k + 1)` seconds. k = 0 is
+    plain decoding.
+
+    Args:
+        acceptance: chance a that a drafted token is accepted, 0 to 1.
+        draft_step: seconds of one forward of the draft.
+        verify: seconds of one forward of the target by its number of rows.
+        max_draft: longest chain, at least 0.
+
+    Returns:
+        Tokens per second, and k; of equally good lengths the shortest.
+
+    Raises:
+        ConfigError: a number is NaN or out of range.
+    """
+    if not 0 <= acceptance <= 1:
+        raise ConfigError(f"acceptance is {acceptance}; it must be between 0 and 1")
+    if not 0 <= draft_step < math.inf:
+        raise ConfigError(f"draft_step is {draft_step}; it must be seconds, 0 or more")
+    rates = _rates([acceptance], [draft_step], verify_seconds(verify, max_draft))[0]
+    length = int(rates.argmax())
+    return float(rates[length]), length
+
+
+def expected_rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array:
+    """`expected_rate` of many drafts at once, not checked.
+
+    Args:
+        acceptance: `[...]`.
+        draft_step: seconds, `[...]`.
+        verify: seconds of 1, 2, … rows; see `verify_seconds`.
+
+    Returns:
+        Tokens per second with the best chain length of each, `[...]`.
+    """
+    return np.asarray(_rates(acceptance, draft_step, verify).max(axis=-1), dtype=np.float64)
+
+
+def verify_seconds(verify: Callable[[int], float], max_draft: int) -> Array:
+    """Seconds to verify chains of 0 to `max_draft` tokens, `[max_draft + 1]`.
+
+    Raises:
+        ConfigError: `max_draft` is negative, or a time is not a positive number.
+    """
+    if max_draft < 0:
+        raise ConfigError(f"max_draft is {max_draft}; it must be 0 or more")
+    seconds = np.array([verify(length + 1) for length in range(max_draft + 1)], dtype=np.float64)
+    if not (np.isfinite(seconds) & (seconds > 0)).all():
+        raise ConfigError(f"verify gave {seconds.tolist()}; it must give positive seconds")
+    return seconds
+
+
+def draft_step_seconds(costs: Costs, layer_set: LayerSet) -> float:
+    """Seconds of a one-token forward that skips `layer_set`.
+
+    A step less its skipped sublayers, but never less than what no layer set can save.
+
+    Raises:
+        LayerSetError: the set is for another number of layers.
+    """
+    layer_set.check_depth(len(costs.attention))
+    saved = sum(costs.attention[layer] for layer in layer_set.attention)
+    saved += sum(costs.mlp[layer] for layer in layer_set.mlp)
+    return max(costs.step - saved, costs.rest + costs.head)
+
+
+def _rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array:
+    """Tokens per second by chain length, `[..., max_draft + 1]`."""
+    lengths = np.arange(len(verify))
+    # The sum 1 + a + … + a^k rather than its closed form, which is 0 / 0 at a = 1.
+    chances = np.asarray(acceptance, dtype=np.float64)[..., None] ** lengths
+    seconds = np.asarray(draft_step, dtype=np.float64)[..., None] * lengths + verify
+    return np.asarray(np.cumsum(chances, axis=-1) / seconds, dtype=np.float64)
+
+
+def sublayer_bits(layer_set: LayerSet) -> Array:
+    """1 where a set skips: attention of layers 1 to depth - 2, then their MLPs."""
+    inner = range(1, layer_set.depth - 1)
+    parts = (layer_set.attention, layer_set.mlp)
+    return np.array([float(layer in part) for part in parts for layer in inner])
+
+
+def layer_set_of(depth: int, bits: Array) -> LayerSet:
+    """The set that skips where `bits` is not 0; the inverse of `sublayer_bits`."""
+    attention, mlp = (np.flatnonzero(part) + 1 for part in np.split(bits, 2))
+    return LayerSet(depth, frozenset(attention.tolist()), frozenset(mlp.tolist()))
+
+
+class Rates:
+    """Tokens per second of layer sets, given as rows of `sublayer_bits`.
+
+    Args:
+        costs: seconds of a step and of its sublayers.
+        verify: seconds of a forward of the target by its number of rows; see `refresh`.
+        max_draft: longest chain.
+
+    Raises:
+        ConfigError: costs are not positive seconds, or what `verify` gives is not.
+    """
+
+    def __init__(self, costs: Costs, verify: Callable[[int], float], max_draft: int) -> None:
+        self.saved: Array = np.array([*costs.attention[1:-1], *costs.mlp[1:-1]], dtype=np.float64)
+        self._step, self._least = costs.step, costs.rest + costs.head
+        if not (np.isfinite(self.saved).all() and (self.saved >= 0).all()):
+            raise ConfigError("the costs of sublayers must be seconds, 0 or more; measure anew")
+        if not (0 < self._step < math.inf and 0 <= self._least < math.inf):
+            raise ConfigError(f"a step costs {self._step} s; it must be above 0; measure anew")
+        self._ask, self._max_draft = verify, max_draft
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Ask `verify` anew: it may have learned."""
+        self._verify = verify_seconds(self._ask, self._max_draft)
+
+    @property
+    def plain(self) -> float:
+        """Tokens per second without drafts."""
+        return float(1 / self._verify[0])
+
+    def of(self, sets: Array, acceptance: Array) -> Array:
+        """Of sets `[..., sublayers]` with these acceptance rates `[...]`."""
+        steps = np.maximum(self._step - sets @ self.saved, self._least)
+        return expected_rates(acceptance, steps, self._verify)
+
+    def beginnings(self, harms: Array) -> Array:
+        """The sets of the 0, 1, 2, … sublayers with least harm per second saved.
+
+        If the harms were true, the best of all sets would nearly be among them.
+
+        Args:
+            harms: `[..., sublayers]`.
+
+        Returns:
+            `[..., sublayers + 1, sublayers]`
+        """
+        order = np.argsort(harms / np.maximum(self.saved, 1e-12), axis=-1, kind="stable")
+        rank = np.argsort(order, axis=-1, kind="stable")
+        counts = np.arange(harms.shape[-1] + 1)[:, None]
+        return np.asarray(rank[..., None, :] < counts, dtype=np.float64)
+
+    def regret(self, layer_set: Array, draws: Array) -> float:
+        """What knowing the harms would win over `layer_set`, as a share of its rate, on average.
+
+        Args:
+            layer_set: `[sublayers]`.
+            draws: of the harms, `[n, sublayers]`.
+        """
+        sets = self.beginnings(draws)
+        best = self.of(sets, np.exp(-np.einsum("nms,ns->nm", sets, draws))).max(axis=1)
+        now = self.of(np.tile(layer_set, (len(draws), 1)), np.exp(-draws @ layer_set))
+        return float((best / now).mean()) - 1
+
+
+class Harms:
+    """How much each sublayer's absence costs acceptance, learned from scores of sets.
+
+    Skipping a sublayer multiplies the acceptance, about as much whatever else is skipped: so
+    -log(acceptance) is a sum of harms, none of them negative, and a Bayesian linear regression
+    learns them. A matchness p on n tokens tells -log(p) with a variance of (1 - p) / (p · n).
+
+    A priori, the harms of one layer's attention and MLP are exponential with a rate of the layer's
+    own, itself from a gamma distribution: few layers are mediocre, and the two resemble each other.
+
+    Args:
+        layers: those that may be skipped, L. Sublayers are the attentions, then the MLPs.
+        random: where draws come from.
+
+    Attributes:
+        draws: of the harms from what is known, `[DRAWS, 2 · L]`.
+    """
+
+    def __init__(self, layers: int, random: np.random.Generator) -> None:
+        self._random = random
+        # The tenth with least harm costs scale · 0.1² / 0.9 for each sublayer if SHAPE is 0.5. Of
+        # less than 30 sublayers a tenth would be too few to go by.
+        self._scale = LOSS * 0.9 / 0.1**2 / max(2 * layers, 30)
+        self._scales: Array = np.full(DRAWS, self._scale)
+        rates = random.gamma(SHAPE, 1 / self._scale, size=(DRAWS, layers)).clip(min=1e-9)
+        self.draws: Array = random.exponential(1 / np.tile(rates, 2)).clip(max=MOST_HARM)
+
+    def acceptance(self, sets: Array) -> Array:
+        """Expected over the draws, for sets `[n, 2 · L]` of zeros and ones: `[n]`."""
+        return np.asarray(np.exp(-sets @ self.draws.T).mean(axis=1), dtype=np.float64)
+
+    def learn(self, sets: Array, hits: Array, trials: Array, *, anew: bool = False) -> Array:
+        """Move the draws to what all scores together say.
+
+        Args:
+            sets: `[n, 2 · L]`.
+            hits, trials: tokens on which each set agreed, and of how many, `[n]`.
+            anew: whether the draws know nothing of these scores yet, and have far to move.
+
+        Returns:
+            The acceptance to expect of each of `sets`, `[n]`: a sum of harms is not the whole
+            truth, so that of a set scored often its own scores say more.
+        """
+        # Half a token to each side, so that none and all have a logarithm.
+        seen = -np.log((hits + 0.5) / (trials + 1))
+        for _ in range(BURN_IN if anew else 1):
+            # What is expected steadies the variance: else lucky scores would also count for more.
+            expected = self.acceptance(sets)
+            share = ((hits + 8 * expected) / (trials + 8)).clip(0.5 / (trials + 1), 1 - 1e-6)
+            noise = (1 - share) / (share * trials)
+            misfit = (LEAST_MISFIT - MISFIT * np.log(share)) ** 2
+            weights = 1 / (noise + misfit)
+            self._sweep((sets.T * weights) @ sets, sets.T @ (weights * seen))
+        summed = self.acceptance(sets).clip(min=1e-300)
+        own = misfit / (misfit + noise) * (seen + np.log(summed))
+        return np.asarray((summed * np.exp(-own)).clip(max=1), dtype=np.float64)
+
+    def _sweep(self, precision: Array, evidence: Array) -> None:
+        harms, random = self.draws.T.copy(), self._random  # [2 · L, DRAWS]
+        layers = len(harms) // 2
+        for _ in range(SWEEPS):
+            both = harms[:layers] + harms[layers:]
+            rates = random.gamma(SHAPE + 2, size=both.shape) / (self._scales + both)
+            spread = rates.sum(axis=0) + 4 / self._scale  # 4: how firmly the scale is believed
+            self._scales = random.gamma(SHAPE * layers + 4, size=DRAWS) / spread
+            slopes = np.concatenate([rates, rates])
+            height, place = random.exponential(size=harms.shape), random.random(harms.shape)
+            for i in random.permutation(len(harms)):
+                known, now = precision[i, i], harms[i]
+                if known < 1e-9:  # no scored set skips it
+                    harms[i] = np.minimum(height[i] / slopes[i], MOST_HARM)
+                    continue
+                # A normal distribution cut off below 0, by slice sampling (Damien & Walker 2001).
+                middle = now + (evidence[i] - precision[i] @ harms - slopes[i]) / known
+                width = np.sqrt((now - middle) ** 2 + 2 * height[i] / known)
+                low, high = np.maximum(middle - width, 0), np.minimum(middle + width, MOST_HARM)
+                harms[i] = low + place[i] * np.maximum(high - low, 0)
+        self.draws = harms.T
