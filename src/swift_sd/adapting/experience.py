@@ -15,12 +15,13 @@ from swift_sd.drafting.copying import CopyDrafter
 from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
-from swift_sd.model.draft_view import DraftView
-from swift_sd.model.exact_rows import ExactRows, Forms, exact_forms, is_exact
+from swift_sd.model.draft_weights import DraftWeights
+from swift_sd.model.exact_rows import ExactRows, Forms, compiled_reader, exact_forms, is_exact
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
+from swift_sd.native.compiler import find_kernels
 
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
@@ -45,6 +46,8 @@ class Experience:
         self._reads_trees = self._can_read_trees()
         self._exact_forms = self._find_exact_forms()
         self._start = LayerSet.unified(sublayers.depth)
+        bits = config.draft_bits if config.max_draft_tokens else 16
+        self.draft_weights = DraftWeights(model, sublayers, bits)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
         self.calibration = Calibration()
@@ -60,7 +63,11 @@ class Experience:
         """The model as it is now, to read prompts and verify drafts."""
         if self._exact_forms is None:
             return Target(self._model)
-        return Target(self._model, ExactRows(self._model, self._sublayers, self._exact_forms))
+        return Target(
+            self._model,
+            ExactRows(self._model, self._sublayers, self._exact_forms),
+            compiled_reader(self._model, self._exact_forms),
+        )
 
     @property
     def tolerance(self) -> float:
@@ -81,7 +88,7 @@ class Experience:
         """
         if not self._config.max_draft_tokens:
             return None, None
-        view = DraftView(self._model, self._sublayers, self.layer_set)
+        view = self.draft_weights.view(self.layer_set)
         drafter = LayerSkipDrafter(view, self._growth(do_sample))
         if self._config.early_stop is not None:
             return drafter, None
@@ -125,7 +132,7 @@ class Experience:
             return None
         if config._attn_implementation != "sdpa":
             return None
-        forms = exact_forms(self._model, MOST_ALONE[exact])
+        forms = exact_forms(self._model, MOST_ALONE[exact], find_kernels())
         if forms is None:
             return None
         view = ExactRows(self._model, self._sublayers, forms)

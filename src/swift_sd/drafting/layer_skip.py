@@ -12,7 +12,7 @@ from swift_sd.decoding.draft_tree import ROOT, DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.growth import Growth
-from swift_sd.model.draft_view import DraftView
+from swift_sd.model.draft_weights import AnyDraft
 
 
 class LayerSkipDrafter:
@@ -25,7 +25,7 @@ class LayerSkipDrafter:
 
     name = "layer_skip"
 
-    def __init__(self, view: DraftView, growth: Growth) -> None:
+    def __init__(self, view: AnyDraft, growth: Growth) -> None:
         self.view = view
         self.growth = growth
         self._forwards = 0

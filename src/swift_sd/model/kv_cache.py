@@ -67,6 +67,17 @@ class LayerBuffer:
             self.values.narrow(2, first - self.origin, end - first),
         )
 
+    def room(
+        self, start: int, count: int, committed: int, reserve: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """The buffers, with room for `count` rows at positions `start` …, and the first's row."""
+        assert self.keys is not None
+        assert self.values is not None
+        if start + count - self.origin > self.keys.shape[2]:
+            keep_from = self.first_visible(committed)
+            self._make_room(self.keys, self.values, start, start + count, keep_from, reserve)
+        return self.keys, self.values, start - self.origin
+
     def move(self, positions: Sequence[int], to: int) -> None:
         """Copy the rows at `positions` to the positions from `to` on."""
         assert self.keys is not None
@@ -154,6 +165,10 @@ class KVCache(Cache):
         """`count` positions were written by a forward; the next one writes behind them."""
         self.cursor += count
         self._reach = max(self._reach, self.cursor)
+
+    def room(self, buffer: LayerBuffer, count: int) -> tuple[Tensor, Tensor, int]:
+        """Keys and values of a layer, to be written at the cursor, and the row where that is."""
+        return buffer.room(self.cursor, count, self.committed, self.reserve)
 
     def rollback(self) -> None:
         """Forget everything written since the last commit."""
