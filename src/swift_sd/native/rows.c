@@ -18,11 +18,14 @@
 #endif
 
 /* Sums of `outputs` x `rows` products, to out[OUTPUTS][ROWS].
-   weights: [PARTS][OUTPUTS][steps], inputs: [PARTS][all][steps] vectors. */
+   weights: [PARTS][OUTPUTS][steps], inputs: [PARTS][all][steps] vectors. Meanwhile so many `lines`
+   of 64 bytes from `ahead` on, which come next, are fetched from memory. */
 INLINE void tile(const floats *weights, const floats *inputs, long steps, long all, int outputs,
-                 int rows, float *out) {
+                 int rows, float *out, const char *ahead, long lines) {
     floats sums[PARTS][OUTPUTS][ROWS];
     for (int part = 0; part < PARTS; part++) {
+        for (long line = part * lines / PARTS; line < (part + 1) * lines / PARTS; line++)
+            __builtin_prefetch(ahead + 64 * line);
         const floats *w = weights + (long)part * OUTPUTS * steps;
         const floats *x = inputs + part * all * steps;
         floats running[OUTPUTS][ROWS];
@@ -56,46 +59,60 @@ INLINE void spread(const uint16_t *row, long steps, long of, long place, floats 
                 load_bfloat16(row + step * STRIDE + part * LANES);
 }
 
-static int few_rows(const uint16_t *input, const uint16_t *weight, const uint16_t *bias,
-                    uint16_t *output, int64_t rows, int64_t k, int64_t n) {
-    long steps = k / STRIDE, blocks = (n + OUTPUTS - 1) / OUTPUTS;
+typedef struct {
+    const uint16_t *input, *weight, *bias;
+    uint16_t *output;
+    long rows, k, n;
+} Layer;
+
+/* The outputs from `first` on, for all rows. weights: room for OUTPUTS rows of floats. */
+static void some_outputs(const Layer *l, long first, const floats *inputs, floats *weights) {
+    long steps = l->k / STRIDE;
+    int outputs = l->n - first < OUTPUTS ? l->n - first : OUTPUTS;
+    for (int a = 0; a < outputs; a++)
+        spread(l->weight + (first + a) * l->k, steps, OUTPUTS, a, weights);
+    const char *ahead = (const char *)(l->weight + (first + OUTPUTS) * l->k);
+    long lines = first + 2 * OUTPUTS > l->n ? 0 : OUTPUTS * l->k / 32;
+    lines /= (l->rows + ROWS - 1) / ROWS;
+    for (long row = 0; row < l->rows; row += ROWS, ahead += 64 * lines) {
+        const floats *x = inputs + row * steps;
+        int rows = l->rows - row < ROWS ? l->rows - row : ROWS;
+        float out[OUTPUTS * ROWS];
+        /* Constants, so that all sums stay in registers. */
+        if (outputs == OUTPUTS && rows == 4)
+            tile(weights, x, steps, l->rows, OUTPUTS, 4, out, ahead, lines);
+        else if (outputs == OUTPUTS && rows == 3)
+            tile(weights, x, steps, l->rows, OUTPUTS, 3, out, ahead, lines);
+        else if (outputs == OUTPUTS && rows == 2)
+            tile(weights, x, steps, l->rows, OUTPUTS, 2, out, ahead, lines);
+        else tile(weights, x, steps, l->rows, outputs, rows, out, ahead, lines);
+        for (int a = 0; a < outputs; a++)
+            for (int b = 0; b < rows; b++) {
+                float sum = out[a * ROWS + b];
+                if (l->bias) sum = sum + from_bfloat16(l->bias[first + a]);
+                l->output[(row + b) * l->n + first + a] = to_bfloat16(sum);
+            }
+    }
+}
+
+/* As many rows as stay in the cache. Returns 0, or 1 if there was no memory. */
+static int few_rows(const Layer *l) {
     int failed = 0;
-    floats *inputs = aligned_alloc(64, (size_t)rows * k * sizeof(float));
+    floats *inputs = aligned_alloc(64, (size_t)l->rows * l->k * sizeof(float));
     if (!inputs) return 1;
 #pragma omp parallel
     {
-        floats *weights = aligned_alloc(64, (size_t)OUTPUTS * k * sizeof(float));
+        floats *weights = aligned_alloc(64, (size_t)OUTPUTS * l->k * sizeof(float));
         if (!weights) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp for
-        for (long row = 0; row < rows; row++) spread(input + row * k, steps, rows, row, inputs);
+        for (long row = 0; row < l->rows; row++)
+            spread(l->input + row * l->k, l->k / STRIDE, l->rows, row, inputs);
 #pragma omp for schedule(static)
-        for (long block = 0; block < blocks; block++) {
-            if (!weights) continue;
-            long first = block * OUTPUTS;
-            int outputs = n - first < OUTPUTS ? n - first : OUTPUTS;
-            for (int a = 0; a < outputs; a++)
-                spread(weight + (first + a) * k, steps, OUTPUTS, a, weights);
-            for (long row = 0; row < rows; row += ROWS) {
-                const floats *x = inputs + row * steps;
-                int count = rows - row < ROWS ? rows - row : ROWS;
-                float out[OUTPUTS * ROWS];
-                /* Constants, so that all sums stay in registers. */
-                if (outputs < OUTPUTS) tile(weights, x, steps, rows, outputs, count, out);
-                else if (count == 4) tile(weights, x, steps, rows, OUTPUTS, 4, out);
-                else if (count == 3) tile(weights, x, steps, rows, OUTPUTS, 3, out);
-                else if (count == 2) tile(weights, x, steps, rows, OUTPUTS, 2, out);
-                else tile(weights, x, steps, rows, OUTPUTS, 1, out);
-                for (int a = 0; a < outputs; a++)
-                    for (int b = 0; b < count; b++) {
-                        float sum = out[a * ROWS + b];
-                        if (bias) sum = sum + from_bfloat16(bias[first + a]);
-                        output[(row + b) * n + first + a] = to_bfloat16(sum);
-                    }
-            }
-        }
+        for (long first = 0; first < l->n; first += OUTPUTS)
+            if (weights) some_outputs(l, first, inputs, weights);
         free(weights);
     }
     free(inputs);
@@ -110,7 +127,8 @@ int swift_sd_linear_rows(const uint16_t *input, const uint16_t *weight, const ui
     if (most < ROWS) most = ROWS;
     for (long row = 0; row < rows; row += most) {
         long count = rows - row < most ? rows - row : most;
-        if (few_rows(input + row * k, weight, bias, output + row * n, count, k, n)) return 1;
+        Layer l = {input + row * k, weight, bias, output + row * n, count, k, n};
+        if (few_rows(&l)) return 1;
     }
     return 0;
 }
