@@ -8,10 +8,10 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.model.exact_rows import (
-    as_it_is,
     ColumnMajor,
     ExactRows,
     RowByRow,
+    as_it_is,
     exact_forms,
     is_exact,
 )

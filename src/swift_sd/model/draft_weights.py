@@ -76,7 +76,7 @@ class DraftWeights:
                 raise NoKernelsError(f"its logits would be off by {self.error:.0%}")
             self.bits = bits
         except NoKernelsError as reason:
-            self.why_not_compiled, self._compiled = str(reason), None
+            self.why_not_compiled, self._compiled, self.error = str(reason), None, 0.0
             self._copy = quantised_copy(self._model, bits, GROUP)
             if self._copy is not None:
                 self.error, self.bits = self._relative_error(), bits

@@ -19,7 +19,7 @@ class FourBits(nn.Module):
 
     Args:
         linear: not changed; its bias is shared.
-        group: weights that share a scale; a width that it does not divide is refused.
+        group: most weights that share a scale; 64 or 32 where it does not divide the width.
 
     Raises:
         ValueError: a shape, dtype or device for which torch has no such kernel.
@@ -32,8 +32,9 @@ class FourBits(nn.Module):
         kind = weight.device.type
         if kind not in TILES or weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
             raise ValueError(f"no 4-bit kernel for {weight.dtype} on {kind}")
-        if width % group or width % (16 * TILES[kind]) or out % OUTPUTS:
-            raise ValueError(f"no 4-bit kernel for {out} x {width} in groups of {group}")
+        group = next((size for size in (group, 64, 32) if width % size == 0), 0)
+        if not group or width % (16 * TILES[kind]) or out % OUTPUTS:
+            raise ValueError(f"no 4-bit kernel for {out} x {width}")
         self.bias, self.group, self.is_cpu = linear.bias, group, kind == "cpu"
         codes, scales, middles = _rounded(weight, group)
         # [groups, out, 2]: what a code of 8 stands for is stored, not what 0 does.
