@@ -16,7 +16,14 @@ from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
 from swift_sd.model.draft_weights import DraftWeights
-from swift_sd.model.exact_rows import ExactRows, Forms, compiled_reader, exact_forms, is_exact
+from swift_sd.model.exact_rows import (
+    AttentionKernels,
+    ExactRows,
+    Forms,
+    compiled_reader,
+    exact_forms,
+    is_exact,
+)
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
@@ -44,6 +51,7 @@ class Experience:
         self._config = config
         # Forwards over a few tokens, once: so that no response has to wait for them.
         self._reads_trees = self._can_read_trees()
+        self._attention_kernels = AttentionKernels(find_kernels())
         self._exact_forms = self._find_exact_forms()
         self._start = LayerSet.unified(sublayers.depth)
         bits = config.draft_bits if config.max_draft_tokens else 16
@@ -65,7 +73,7 @@ class Experience:
             return Target(self._model)
         return Target(
             self._model,
-            ExactRows(self._model, self._sublayers, self._exact_forms),
+            self._exact_view(self._exact_forms),
             compiled_reader(self._model, self._exact_forms),
         )
 
@@ -132,8 +140,10 @@ class Experience:
             return None
         if config._attn_implementation != "sdpa":
             return None
-        forms = exact_forms(self._model, MOST_ALONE[exact], find_kernels())
+        forms = exact_forms(self._model, MOST_ALONE[exact], self._attention_kernels.library)
         if forms is None:
             return None
-        view = ExactRows(self._model, self._sublayers, forms)
-        return forms if is_exact(view, self._model) else None
+        return forms if is_exact(self._exact_view(forms), self._model) else None
+
+    def _exact_view(self, forms: Forms) -> ExactRows:
+        return ExactRows(self._model, self._sublayers, forms, self._attention_kernels)

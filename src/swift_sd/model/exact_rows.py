@@ -11,7 +11,7 @@ nothing helps it is computed row by row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from swift_sd.model.compiled_attention import (
+    RowPaths,
+    compiled_attention,
+    fits,
+    is_compilable,
+)
 from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import replaced, shared_copy
@@ -56,18 +62,22 @@ def attention_row_by_row(
         key, value: `[batch, kv_heads, keys, head_dim]`, views of the cache; those of the rows last.
         attention_mask: not looked at: `module.config` holds the rows' paths through a tree.
     """
+    config = module.config
     rows = query.shape[2]
-    paths: Sequence[Sequence[int]] | None = module.config.swift_sd_paths
+    paths: RowPaths = config.swift_sd_paths
     start = key.shape[2] - rows
-    window = module.config.swift_sd_windows[module.layer_idx] or key.shape[2]
-    own = [part[:, :, start:].clone() for part in (key, value)] if paths else []
+    window = config.swift_sd_windows[module.layer_idx] or key.shape[2]
+    kernels: AttentionKernels = config.swift_sd_kernels
+    scale = options.get("scaling") or query.shape[3] ** -0.5
+    shape = (query.shape[1], key.shape[1], query.shape[3], scale)
+    if kernels.understands(shape) and fits(query, key, value):
+        return compiled_attention(kernels.library, query, key, value, paths, window, scale), None
+    own = [] if paths.is_chain else [part[:, :, start:].clone() for part in (key, value)]
     outputs = []
-    for row in range(rows):
-        end = start + row + 1
-        if paths:
-            end = start + len(paths[row])
-            for part, kept in zip((key, value), own, strict=True):
-                part[:, :, start:end] = kept[:, :, paths[row]]
+    for row, path in enumerate(paths.paths):
+        end = start + len(path)
+        for part, kept in zip((key, value), own, strict=False):
+            part[:, :, start:end] = kept[:, :, list(path)]
         seen = slice(max(0, end - window), end)
         output, _ = sdpa_attention_forward(
             module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], None, **options
@@ -76,6 +86,26 @@ def attention_row_by_row(
     for part, kept in zip((key, value), own, strict=False):
         part[:, :, start:] = kept
     return torch.cat(outputs, dim=1), None
+
+
+class AttentionKernels:
+    """Knows for which forms of attention the compiled kernel gives torch's bits.
+
+    Args:
+        library: from `load_kernels()`, or None to do without.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+        self._known: dict[Any, bool] = {}
+
+    def understands(self, shape: tuple[int, int, int, float]) -> bool:
+        """Whether heads, key heads, head dimension and scale are such; tried at the first call."""
+        if self.library is None:
+            return False
+        if shape not in self._known:
+            self._known[shape] = is_compilable(self.library, *shape)
+        return self._known[shape]
 
 
 def as_it_is(linear: nn.Module) -> nn.Module:
@@ -119,9 +149,16 @@ class ExactRows(View):
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         forms: see `exact_forms`.
+        kernels: for attention; they are asked for whatever forms it takes.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, forms: Forms) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        forms: Forms,
+        kernels: AttentionKernels | None = None,
+    ) -> None:
         AttentionInterface.register(ATTENTION, attention_row_by_row)
         new: dict[str, Any] = {
             name: form(model.get_submodule(name)) for name, form in forms.items()
@@ -129,6 +166,7 @@ class ExactRows(View):
         self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
         self._config.swift_sd_paths = None
+        self._config.swift_sd_kernels = kernels or AttentionKernels(None)
         self._config.swift_sd_windows = attention_windows(model.config)
         layers = ".".join(sublayers.path)
         for index, parts in enumerate(sublayers.parts):
@@ -143,8 +181,8 @@ class ExactRows(View):
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
     ) -> Tensor:
         """See `View.forward`."""
-        if ancestry is not None:
-            self._config.swift_sd_paths = [row.nonzero()[:, 0].tolist() for row in ancestry]
+        paths = None if ancestry is None else [row.nonzero()[:, 0].tolist() for row in ancestry]
+        self._config.swift_sd_paths = RowPaths(paths, tokens.shape[1])
         try:
             return super().forward(tokens, cache, keep=keep, ancestry=ancestry)
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-SOURCES = ("rows.c", "quantise.c", "draft.c")
+SOURCES = ("rows.c", "attention.c", "quantise.c", "draft.c")
 HEADERS = ("vectors.h", "draft.h", "products.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-lm")
 SECONDS = 120  # that a compiler may take; it takes two
