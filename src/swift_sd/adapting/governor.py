@@ -2,100 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
-from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 2.0  # plain steps that finding out may cost at first
-SHARE = 0.01  # of all time, what it may cost later on
+CREDIT = 3.5  # plain steps that finding out may cost at first
+SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.95  # weight of the drafted rounds before
+TRUST = 4.0  # plain steps' worth of weight of what is expected before a drafter was tried
+SUPPOSED = 0.75  # share of right tokens of a drafter that was never tried
+DEEPEST = 8  # tokens of a draft that such expectations look at
 PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs
-PLAIN_FIRST = 2  # rounds of that kind at the start
+PLAIN_FIRST = 2  # such measurements before anything is drafted
+
+
+class Purse:
+    """What finding out may cost, and did, over all drafters and responses; in plain steps."""
+
+    def __init__(self) -> None:
+        self._elapsed = self._lost = 0.0
+
+    def elapse(self, cost: float) -> None:
+        """Time went by."""
+        self._elapsed += cost
+
+    def lose(self, cost: float) -> None:
+        """A trial cost more than its tokens were worth."""
+        self._lost += cost
+
+    def affords(self, cost: float) -> bool:
+        """Whether as much may be lost again."""
+        return self._lost + cost <= max(CREDIT, SHARE * self._elapsed)
 
 
 class Ledger:
-    """What a drafter gained or lost so far, in seconds, against decoding the same tokens plainly.
+    """What a drafter gained or lost of late against decoding the same tokens plainly.
 
-    While drafting pays it goes on. When it does not, it is tried again only as far as the losses
-    stay within `CREDIT` steps and `SHARE` of the time: rarely, but for good, so that a change for
-    the better is found.
+    Each round is weighed against plain steps as they were at that time, so that a machine that is
+    slow now and fast later deceives nobody.
 
     Args:
         pace: knows what a plain step costs.
+        purse: pays for trials while drafting is not known to pay.
+        expected: speed as a multiple of plain decoding's that is supposed at first.
     """
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-        self._elapsed = 0.0
-        self._lost = 0.0  # while finding out
-        self._tokens = self._seconds = 0.0  # of late, in rounds with a draft
-
-    @property
-    def allows(self) -> bool:
-        """Whether the drafter may propose in the next round."""
-        step = self._pace.step
-        if step is None:
-            return False
-        if self.advantage > PAYS:
-            return True
-        if self._pace.since_plain:  # in doubt, plain rounds in between tell what is true of late
-            return False
-        loss = max(self._seconds - self._tokens * step, 0.0) * (1 - FADE)
-        return self._lost + loss <= CREDIT * step + SHARE * self._elapsed
-
-    @property
-    def advantage(self) -> float:
-        """Speed with its drafts, of late, as a multiple of plain decoding's; 0 if not known yet."""
-        step = self._pace.step
-        return self._tokens * step / self._seconds if self._seconds and step else 0.0
-
-    def record(self, step: Step, *, drafted: bool) -> None:
-        """Count a round: whether this drafter proposed in it."""
-        self._elapsed += step.seconds
-        if not drafted:
-            return
-        if self._pace.step is not None and self.advantage <= PAYS:
-            # Noise is not to win back what was lost: only losses count.
-            self._lost += max(step.seconds - len(step.tokens) * self._pace.step, 0.0)
-        self._tokens = FADE * self._tokens + len(step.tokens)
-        self._seconds = FADE * self._seconds + step.seconds
+    def __init__(self, pace: Pace, purse: Purse, expected: Callable[[], float]) -> None:
+        self._pace, self._purse, self._expected = pace, purse, expected
+        self.forget()
 
     def forget(self) -> None:
         """The drafter is another one now: what it gained before says nothing."""
-        self._tokens = self._seconds = 0.0
+        self._tokens = self._cost = 0.0  # of late, in rounds with a draft; cost in plain steps
+        self._trust = TRUST  # in what was supposed
+
+    @property
+    def advantage(self) -> float:
+        """Speed with its drafts, of late, as a multiple of plain decoding's."""
+        supposed = self._trust * self._expected()
+        return (self._tokens + supposed) / (self._cost + self._trust)
+
+    @property
+    def pays(self) -> bool:
+        """Whether its drafts are faster than plain decoding, as far as is known."""
+        return self.advantage > PAYS
+
+    @property
+    def may_try(self) -> bool:
+        """Whether it may be found out again. Plain rounds in between tell what is true of late."""
+        loss = max(self._cost - self._tokens, 0.0) * (1 - FADE)
+        return not self._pace.since_plain and self._purse.affords(loss)
+
+    def record(self, step: Step) -> None:
+        """Count a round in which this drafter proposed."""
+        plain = self._pace.step
+        if not plain:
+            return
+        cost = step.seconds / plain
+        if not self.pays:  # noise is not to win back what was lost: only losses count
+            self._purse.lose(max(cost - len(step.tokens), 0.0))
+        self._tokens = FADE * self._tokens + len(step.tokens)
+        self._cost = FADE * self._cost + cost
+        self._trust *= FADE
 
 
-@dataclass(frozen=True)
+def supposed(pace: Pace) -> float:
+    """Speed as a multiple of plain decoding's that the costs of drafting let expect.
+
+    The best depth d for Σ aⁱ tokens, i = 0 … d, in d draft steps and a verification, a the share of
+    right tokens. 1 if nothing is known of what a draft costs.
+    """
+    plain, draft = pace.verify(1), pace.draft_step
+    if not plain or not draft:
+        return 1.0
+    best, tokens = 0.0, 1.0
+    for depth in range(1, DEEPEST + 1):
+        tokens += SUPPOSED**depth
+        seconds = depth * draft + (pace.verify(1 + depth) or plain)
+        best = max(best, tokens * plain / seconds)
+    return best
+
+
 class Governed:
-    """A drafter and its account."""
+    """A drafter, its account, and what it promises.
 
-    drafter: Drafter
-    ledger: Ledger
+    Args:
+        drafter: who proposes when chosen.
+        ledger: what came of it before.
+        promise: tokens per second to expect of it in the next round, 0 for nothing; None if only
+            the past tells.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        ledger: Ledger,
+        promise: Callable[[DecodingState, int], float] | None = None,
+    ) -> None:
+        self.drafter, self.ledger, self.promise = drafter, ledger, promise
 
 
 class Governor:
     """Before each round: who drafts, if anyone.
 
-    A draft that costs nothing is verified if it promises more tokens a second than what else could
-    be done; one that takes forwards of its own is asked for while that pays.
+    Whoever promises most tokens a second beyond plain decoding proposes, and is believed while its
+    account says so. Where it does not, or where nobody promises a gain, one may try now and then,
+    for what the purse affords.
 
     Args:
-        free: proposes at no cost.
-        dear: proposes at a cost.
-        growth: what the free one's proposals promise.
+        drafters: in the order in which they try.
         pace: what rounds cost.
+        purse: what finding out may cost.
     """
 
-    def __init__(self, free: Governed, dear: Governed, growth: CostGrowth, pace: Pace) -> None:
-        self._free, self._dear = free, dear
-        self._growth, self._pace = growth, pace
+    def __init__(self, drafters: Sequence[Governed], pace: Pace, purse: Purse) -> None:
+        self._all, self._pace, self._purse = drafters, pace, purse
         self._chosen: Governed | None = None
 
     @property
@@ -105,29 +153,34 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
-        self._chosen = None
-        step = self._pace.step
-        if step is None or self._pace.plain_rounds < PLAIN_FIRST:
-            return DraftTree()
-        if self._pace.since_plain >= PLAIN_EVERY:
-            return DraftTree()
-        tree = self._free.drafter.propose(state, budget)
-        spends = self._dear.ledger.allows
-        rate = max(1.0, self._dear.ledger.advantage if spends else 0.0) / step
-        if len(tree) and self._free.ledger.allows and self._growth.promise(tree) > rate:
-            self._chosen = self._free
-            return tree
-        if spends:
-            self._chosen = self._dear
-            return self._dear.drafter.propose(state, budget)
-        return DraftTree()
+        promised = [one.promise(state, budget) if one.promise else None for one in self._all]
+        self._chosen = self._choice(promised)
+        return self._chosen.drafter.propose(state, budget) if self._chosen else DraftTree()
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
         self._pace.saw_round(step)
-        if self._chosen is not None:
-            self._chosen.drafter.learn(tree, path, step)
-        else:
+        if self._chosen is None:
             self._pace.saw_plain(step.seconds)
-        for one in (self._free, self._dear):
-            one.ledger.record(step, drafted=self._chosen is one)
+        else:
+            self._chosen.ledger.record(step)
+        self._purse.elapse(step.seconds / self._pace.step if self._pace.step else 0.0)
+        for one in self._all:
+            if one is self._chosen or one.promise:
+                one.drafter.learn(tree, path, step, logits)
+
+    def _choice(self, promised: Sequence[float | None]) -> Governed | None:
+        pace, step = self._pace, self._pace.step
+        if step is None or pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= PLAIN_EVERY:
+            return None
+        best, chosen = 1.0, None
+        for one, promise in zip(self._all, promised, strict=True):
+            advantage = one.ledger.advantage if promise is None else promise * step
+            if one.ledger.pays and advantage > best:
+                best, chosen = advantage, one
+        if chosen is not None:
+            return chosen
+        for one, promise in zip(self._all, promised, strict=True):
+            if (promise is None or promise * step > 1) and one.ledger.may_try:
+                return one
+        return None

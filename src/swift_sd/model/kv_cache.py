@@ -153,6 +153,11 @@ class KVCache(Cache):
         self.cursor += count
         self._reach = max(self._reach, self.cursor)
 
+    def retreat(self, count: int) -> None:
+        """The next forward writes over the last `count` scratch positions."""
+        assert 0 <= count <= self.cursor - self.committed
+        self.cursor -= count
+
     def rollback(self) -> None:
         """Forget everything written since the last commit."""
         self.cursor = self._reach = self.committed
