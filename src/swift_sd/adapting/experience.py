@@ -28,9 +28,6 @@ TOLERANCE = {"auto": 2.0, "strict": 8.0}
 # Of all weights that a step reads, how many may be read once for each row.
 MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
-# Times plain decoding's speed: recalled tokens are judged before they are ever relied on.
-RECALL_PAYS = 1.2
-
 
 class Experience:
     """Lasts as long as the `Swift` object; each response starts with it and adds to it.
@@ -54,8 +51,8 @@ class Experience:
         self.calibrations = Calibrations()
         self.successors = Successors()
         self.pace, self.purse = Pace(model.device), Purse()
-        self.ledger = Ledger(self.pace, self.purse, lambda: supposed(self.pace))
-        self.recall_ledger = Ledger(self.pace, self.purse, lambda: RECALL_PAYS)
+        self.ledger = Ledger(self.pace, self.purse)
+        self.recall_ledger = Ledger(self.pace, self.purse)
         self.adaptation = Adaptation(
             model, sublayers, self.pace, config.max_draft_tokens, self._forget
         )
@@ -93,8 +90,13 @@ class Experience:
         growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
         recall = RecallDrafter(growth, self.successors)
         drafters = [
-            Governed(recall, self.recall_ledger, recall.promise),
-            Governed(LayerSkipDrafter(view, growth, recall), self.ledger),
+            Governed(recall, self.recall_ledger, recall.promise, foresees=True),
+            Governed(
+                LayerSkipDrafter(view, growth, recall),
+                self.ledger,
+                lambda state, budget: supposed(self.pace),
+                foresees=False,
+            ),
         ]
         governor = Governor(drafters, self.pace, self.purse)
         adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -16,9 +17,10 @@ CREDIT = 3.5  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.95  # weight of the drafted rounds before
-TRUST = 4.0  # plain steps' worth of weight of what is expected before a drafter was tried
+TRUST = 4.0  # tokens' worth of weight of a promise before it was tried
 SUPPOSED = 0.75  # share of right tokens of a drafter that was never tried
 DEEPEST = 8  # tokens of a draft that such expectations look at
+OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothing
 PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs
 PLAIN_FIRST = 2  # such measurements before anything is drafted
 
@@ -43,7 +45,7 @@ class Purse:
 
 
 class Ledger:
-    """What a drafter gained or lost of late against decoding the same tokens plainly.
+    """How far a drafter's promises are kept, of late: tokens in a time, against plain decoding.
 
     Each round is weighed against plain steps as they were at that time, so that a machine that is
     slow now and fast later deceives nobody.
@@ -51,28 +53,20 @@ class Ledger:
     Args:
         pace: knows what a plain step costs.
         purse: pays for trials while drafting is not known to pay.
-        expected: speed as a multiple of plain decoding's that is supposed at first.
     """
 
-    def __init__(self, pace: Pace, purse: Purse, expected: Callable[[], float]) -> None:
-        self._pace, self._purse, self._expected = pace, purse, expected
+    def __init__(self, pace: Pace, purse: Purse) -> None:
+        self._pace, self._purse = pace, purse
         self.forget()
 
     def forget(self) -> None:
         """The drafter is another one now: what it gained before says nothing."""
-        self._tokens = self._cost = 0.0  # of late, in rounds with a draft; cost in plain steps
-        self._trust = TRUST  # in what was supposed
+        self._tokens = self._promised = self._cost = 0.0  # of late; cost in plain steps
+        self._trust = TRUST  # in what is promised
 
-    @property
-    def advantage(self) -> float:
-        """Speed with its drafts, of late, as a multiple of plain decoding's."""
-        supposed = self._trust * self._expected()
-        return (self._tokens + supposed) / (self._cost + self._trust)
-
-    @property
-    def pays(self) -> bool:
-        """Whether its drafts are faster than plain decoding, as far as is known."""
-        return self.advantage > PAYS
+    def expected(self, promise: float) -> float:
+        """The speed that such a promise, a multiple of plain decoding's, comes down to."""
+        return promise * (self._tokens + self._trust) / (self._promised + self._trust)
 
     @property
     def may_try(self) -> bool:
@@ -80,15 +74,16 @@ class Ledger:
         loss = max(self._cost - self._tokens, 0.0) * (1 - FADE)
         return not self._pace.since_plain and self._purse.affords(loss)
 
-    def record(self, step: Step) -> None:
-        """Count a round in which this drafter proposed."""
-        plain = self._pace.step
-        if not plain:
+    def record(self, step: Step, promise: float) -> None:
+        """Count a round in which this drafter proposed and had promised such a speed."""
+        plain, verify = self._pace.step, self._pace.verify(1 + step.verified)
+        if not plain or not verify:
             return
-        cost = step.seconds / plain
-        if not self.pays:  # noise is not to win back what was lost: only losses count
+        cost = (step.seconds - max(step.verify - OUTLIER * verify, 0.0)) / plain
+        if self.expected(promise) <= PAYS:  # noise is not to win back what was lost
             self._purse.lose(max(cost - len(step.tokens), 0.0))
         self._tokens = FADE * self._tokens + len(step.tokens)
+        self._promised = FADE * self._promised + promise * cost
         self._cost = FADE * self._cost + cost
         self._trust *= FADE
 
@@ -110,31 +105,30 @@ def supposed(pace: Pace) -> float:
     return best
 
 
+@dataclass(frozen=True)
 class Governed:
-    """A drafter, its account, and what it promises.
+    """A drafter and its account.
 
-    Args:
+    Attributes:
         drafter: who proposes when chosen.
         ledger: what came of it before.
-        promise: tokens per second to expect of it in the next round, 0 for nothing; None if only
-            the past tells.
+        promise: the speed to expect of it in the next round, as a multiple of plain decoding's; 0
+            if it has nothing to propose. It is asked before each round.
+        foresees: whether that says something of this very round, so that less than 1 need not be
+            tried; and whether it learns from rounds in which others proposed.
     """
 
-    def __init__(
-        self,
-        drafter: Drafter,
-        ledger: Ledger,
-        promise: Callable[[DecodingState, int], float] | None = None,
-    ) -> None:
-        self.drafter, self.ledger, self.promise = drafter, ledger, promise
+    drafter: Drafter
+    ledger: Ledger
+    promise: Callable[[DecodingState, int], float]
+    foresees: bool
 
 
 class Governor:
     """Before each round: who drafts, if anyone.
 
-    Whoever promises most tokens a second beyond plain decoding proposes, and is believed while its
-    account says so. Where it does not, or where nobody promises a gain, one may try now and then,
-    for what the purse affords.
+    Whoever is expected to be fastest proposes, plain decoding being one of them. Where nobody is
+    expected to be faster than that, one may try now and then, for what the purse affords.
 
     Args:
         drafters: in the order in which they try.
@@ -145,6 +139,7 @@ class Governor:
     def __init__(self, drafters: Sequence[Governed], pace: Pace, purse: Purse) -> None:
         self._all, self._pace, self._purse = drafters, pace, purse
         self._chosen: Governed | None = None
+        self._promise = 0.0  # of the one chosen
 
     @property
     def name(self) -> str:
@@ -153,9 +148,13 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
-        promised = [one.promise(state, budget) if one.promise else None for one in self._all]
-        self._chosen = self._choice(promised)
-        return self._chosen.drafter.propose(state, budget) if self._chosen else DraftTree()
+        promises = [one.promise(state, budget) for one in self._all]
+        choice = self._choice(promises)
+        if choice is None:
+            self._chosen = None
+            return DraftTree()
+        self._chosen, self._promise = self._all[choice], promises[choice]
+        return self._chosen.drafter.propose(state, budget)
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
@@ -163,24 +162,25 @@ class Governor:
         if self._chosen is None:
             self._pace.saw_plain(step.seconds)
         else:
-            self._chosen.ledger.record(step)
+            self._chosen.ledger.record(step, self._promise)
         self._purse.elapse(step.seconds / self._pace.step if self._pace.step else 0.0)
         for one in self._all:
-            if one is self._chosen or one.promise:
+            if one is self._chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
 
-    def _choice(self, promised: Sequence[float | None]) -> Governed | None:
-        pace, step = self._pace, self._pace.step
-        if step is None or pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= PLAIN_EVERY:
+    def _choice(self, promises: Sequence[float]) -> int | None:
+        """Which of all drafters proposes; None for a plain round."""
+        pace, all_of_them = self._pace, range(len(self._all))
+        if pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= PLAIN_EVERY:
             return None
-        best, chosen = 1.0, None
-        for one, promise in zip(self._all, promised, strict=True):
-            advantage = one.ledger.advantage if promise is None else promise * step
-            if one.ledger.pays and advantage > best:
-                best, chosen = advantage, one
-        if chosen is not None:
-            return chosen
-        for one, promise in zip(self._all, promised, strict=True):
-            if (promise is None or promise * step > 1) and one.ledger.may_try:
+        expected = [
+            one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)
+        ]
+        best = max(all_of_them, key=expected.__getitem__)
+        if expected[best] > PAYS:
+            return best
+        for one in all_of_them:
+            in_doubt = promises[one] > 1 or not self._all[one].foresees
+            if in_doubt and self._all[one].ledger.may_try:
                 return one
         return None

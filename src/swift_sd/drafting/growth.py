@@ -136,9 +136,14 @@ class CostGrowth:
         return tree.kept(sorted(order[:count]))
 
     def promise(self, tree: DraftTree) -> float:
-        """Tokens per second to expect of a round that verifies `tree`, which is there already."""
-        seconds = self._pace.verify(1 + len(tree))
-        return (1 + sum(self.reaches(tree))) / seconds if seconds else 0.0
+        """Speed to expect of a round that verifies `tree`, which is there already.
+
+        As a multiple of plain decoding's; 0 for nothing at all.
+        """
+        alone, seconds = self._pace.verify(1), self._pace.verify(1 + len(tree))
+        if not (len(tree) and alone and seconds):
+            return 0.0
+        return (1 + sum(self.reaches(tree))) * alone / seconds
 
     def head_start(self, chain: DraftTree) -> int:
         """How many tokens of a foreseen chain a draft should read at once.

@@ -46,12 +46,12 @@ class RecallDrafter:
         return "+".join(sorted(set(self._offer.sources))) or COPYING
 
     def promise(self, state: DecodingState, budget: int) -> float:
-        """Tokens per second to expect of a round with what `propose` returns next; 0 if nothing."""
+        """Speed to expect of a round with what `propose` returns next: see `CostGrowth`."""
         self._copies.extend(state.tokens[0, len(self._copies) :].tolist())
         self._latest = _two_latest(state)
         self._foreseen = self._grown(state, DraftTree(), budget)
         self._offer = self._growth.pruned(self._foreseen)
-        return self._growth.promise(self._offer) if len(self._offer) else 0.0
+        return self._growth.promise(self._offer)
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """See `Drafter.propose`; to be asked for its `promise` before."""
