@@ -7,7 +7,7 @@ import warnings
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation, Adapting
-from swift_sd.adapting.governor import Governed, Governor, Ledger, Purse, supposed
+from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.drafting.calibration import Calibrations
@@ -51,8 +51,8 @@ class Experience:
         self.calibrations = Calibrations()
         self.successors = Successors()
         self.pace, self.purse = Pace(model.device), Purse()
-        self.ledger = Ledger(self.pace, self.purse)
-        self.recall_ledger = Ledger(self.pace, self.purse)
+        self.ledger = Ledger(self.pace, self.purse, TRUST)
+        self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
         self.adaptation = Adaptation(
             model, sublayers, self.pace, config.max_draft_tokens, self._forget
         )

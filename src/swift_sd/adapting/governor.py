@@ -17,7 +17,7 @@ CREDIT = 3.5  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.95  # weight of the drafted rounds before
-TRUST = 4.0  # tokens' worth of weight of a promise before it was tried
+TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
 SUPPOSED = 0.75  # share of right tokens of a drafter that was never tried
 DEEPEST = 8  # tokens of a draft that such expectations look at
 OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothing
@@ -53,16 +53,16 @@ class Ledger:
     Args:
         pace: knows what a plain step costs.
         purse: pays for trials while drafting is not known to pay.
+        trust: tokens that promises are supposed to have kept before.
     """
 
-    def __init__(self, pace: Pace, purse: Purse) -> None:
-        self._pace, self._purse = pace, purse
+    def __init__(self, pace: Pace, purse: Purse, trust: float) -> None:
+        self._pace, self._purse, self._trust = pace, purse, trust
         self.forget()
 
     def forget(self) -> None:
         """The drafter is another one now: what it gained before says nothing."""
         self._tokens = self._promised = self._cost = 0.0  # of late; cost in plain steps
-        self._trust = TRUST  # in what is promised
 
     def expected(self, promise: float) -> float:
         """The speed that such a promise, a multiple of plain decoding's, comes down to."""
@@ -85,7 +85,6 @@ class Ledger:
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._promised = FADE * self._promised + promise * cost
         self._cost = FADE * self._cost + cost
-        self._trust *= FADE
 
 
 def supposed(pace: Pace) -> float:
@@ -167,6 +166,7 @@ class Governor:
         for one in self._all:
             if one is self._chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
+        self._chosen = None  # the loop asks nobody where there is no room for a draft
 
     def _choice(self, promises: Sequence[float]) -> int | None:
         """Which of all drafters proposes; None for a plain round."""

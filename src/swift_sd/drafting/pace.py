@@ -11,9 +11,10 @@ import torch
 
 from swift_sd.decoding.trace import Step
 
-MEMORY = 9  # measurements that count
-PLAIN_MEMORY = 33  # of plain steps, which everything is judged by
-DRIFT_MEMORY = 15  # rounds that tell how fast the machine is now
+MEMORY = 33  # measurements of the target that count
+DRAFT_MEMORY = 9  # of a draft, which may become another one
+DRIFT_MEMORY = 9  # rounds that tell how fast the machine is now: fewer, or they would not notice
+SETTLED = 5  # such rounds that are supposed to have shown no drift at first
 FADE = 0.97  # weight of the rounds before
 # The prior for numbers of rows not tried yet: flat while reading the weights takes longer than
 # computing with them, then growing by a share of a step with each row. On a CPU the attention of
@@ -40,18 +41,19 @@ class Curve:
 
     Args:
         flat: rows up to which a forward is expected to cost what one row costs.
+        memory: measurements of a number of rows that count.
         known: seconds measured before, by rows.
     """
 
-    def __init__(self, flat: int, known: Mapping[int, float]) -> None:
-        self._flat = flat
+    def __init__(self, flat: int, memory: int, known: Mapping[int, float]) -> None:
+        self._flat, self._memory = flat, memory
         self._seen: dict[int, deque[float]] = {}
         for rows, seconds in known.items():
             self.saw(rows, seconds)
 
     def saw(self, rows: int, seconds: float) -> None:
         """Count a measurement."""
-        self._seen.setdefault(rows, deque(maxlen=MEMORY)).append(seconds)
+        self._seen.setdefault(rows, deque(maxlen=self._memory)).append(seconds)
 
     def at(self, rows: int) -> float | None:
         """Seconds of a forward of `rows` rows; None if there was none yet of any."""
@@ -93,11 +95,11 @@ class Pace:
 
     def __init__(self, device: torch.device, prior: Prior | None = None) -> None:
         prior, flat = prior or Prior(), FLAT_ROWS.get(device.type, 1)
-        self._verify = Curve(flat, prior.verify)
-        self._draft = Curve(flat, prior.draft)
+        self._verify = Curve(flat, MEMORY, prior.verify)
+        self._draft = Curve(flat, DRAFT_MEMORY, prior.draft)
         known = [prior.verify[1]] if 1 in prior.verify else []
-        self._plain: deque[float] = deque(known, maxlen=PLAIN_MEMORY)
-        self._drift: deque[float] = deque([1.0, 1.0], maxlen=DRIFT_MEMORY)
+        self._plain: deque[float] = deque(known, maxlen=MEMORY)
+        self._drift: deque[float] = deque([1.0] * SETTLED, maxlen=DRIFT_MEMORY)
         self._slowness = 1.0  # of the machine now
         self._tokens = self._seconds = 0.0
         self.plain_rounds = len(known)  # measured so far

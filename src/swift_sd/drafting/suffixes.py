@@ -44,14 +44,18 @@ class SuffixAutomaton:
         return state, self._length[state]
 
     def behind(self, ending: Ending, token: int) -> Ending:
-        """The longest ending that occurred, had `token` come behind a text with this `ending`."""
+        """The longest ending with a follower, had `token` come behind a text with this `ending`."""
         state, length = ending
         while state and token not in self._next[state]:
             state = self._link[state]
             length = self._length[state]
         if token not in self._next[state]:
             return 0, 0
-        return self._next[state][token], length + 1
+        state, length = self._next[state][token], length + 1
+        while not self._next[state]:  # only the end of the text is like that
+            state = self._link[state]
+            length = self._length[state]
+        return state, length
 
     def followers(self, ending: Ending) -> list[int]:
         """All tokens that ever followed `ending`, the latest first; none if its length is 0."""
@@ -60,11 +64,6 @@ class SuffixAutomaton:
             return []
         following = self._next[state]
         return sorted(following, key=lambda token: -self._end[following[token]])
-
-    def shorter(self, ending: Ending) -> Ending:
-        """The longest ending of `ending` that occurred at other places too."""
-        state = max(self._link[ending[0]], 0)
-        return state, self._length[state]
 
     def _remember(self) -> None:
         """The longest endings occur here, too: the next time this is their latest place."""
