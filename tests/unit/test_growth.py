@@ -176,7 +176,7 @@ def test_when_the_machine_slows_down_so_does_what_was_measured_before():
     pace = Pace(torch.device("cpu"))
     for _ in range(10):
         pace.saw_round(Step((1,), verify=1.0))
-        pace.saw_plain(1.0)
+        pace.saw_plain(Step((1,), verify=1.0))
     pace.saw_draft(1, 0.2)
     for slowness in (1.0, 1.5):
         for _ in range(20):
@@ -191,7 +191,7 @@ def test_single_outliers_change_nothing():
     pace = Pace(torch.device("cpu"))
     for turn in range(40):
         pace.saw_round(Step((1,), verify=30.0 if turn % 5 == 1 else 1.0))
-        pace.saw_plain(1.0)
+        pace.saw_plain(Step((1,), verify=1.0))
     assert (pace.verify(1), pace.step) == (1.0, 1.0)
 
 

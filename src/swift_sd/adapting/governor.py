@@ -13,15 +13,17 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 3.5  # plain steps that finding out may cost at first
+CREDIT = 3.0  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
-FADE = 0.95  # weight of the drafted rounds before
+FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
 SUPPOSED = 0.75  # share of right tokens of a drafter that was never tried
 DEEPEST = 8  # tokens of a draft that such expectations look at
 OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothing
-PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs
+# Rounds after which a plain one shows again what plain decoding costs: so many for each such round
+# that there was, and at last at most so many.
+PLAIN_SOON, PLAIN_EVERY = 12, 64
 PLAIN_FIRST = 2  # such measurements before anything is drafted
 
 
@@ -62,16 +64,17 @@ class Ledger:
 
     def forget(self) -> None:
         """The drafter is another one now: what it gained before says nothing."""
-        self._tokens = self._promised = self._cost = 0.0  # of late; cost in plain steps
+        self._promised = self._tokens = self._trust  # of late
+        self._lost = self._rounds = 0.0  # of late; in plain steps
 
     def expected(self, promise: float) -> float:
         """The speed that such a promise, a multiple of plain decoding's, comes down to."""
-        return promise * (self._tokens + self._trust) / (self._promised + self._trust)
+        return promise * self._tokens / self._promised
 
     @property
     def may_try(self) -> bool:
         """Whether it may be found out again. Plain rounds in between tell what is true of late."""
-        loss = max(self._cost - self._tokens, 0.0) * (1 - FADE)
+        loss = self._lost / self._rounds if self._rounds else 0.0
         return not self._pace.since_plain and self._purse.affords(loss)
 
     def record(self, step: Step, promise: float) -> None:
@@ -80,11 +83,12 @@ class Ledger:
         if not plain or not verify:
             return
         cost = (step.seconds - max(step.verify - OUTLIER * verify, 0.0)) / plain
+        loss = max(cost - len(step.tokens), 0.0)
         if self.expected(promise) <= PAYS:  # noise is not to win back what was lost
-            self._purse.lose(max(cost - len(step.tokens), 0.0))
+            self._purse.lose(loss)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._promised = FADE * self._promised + promise * cost
-        self._cost = FADE * self._cost + cost
+        self._lost, self._rounds = FADE * self._lost + loss, FADE * self._rounds + 1
 
 
 def supposed(pace: Pace) -> float:
@@ -159,7 +163,7 @@ class Governor:
         """See `Drafter.learn`."""
         self._pace.saw_round(step)
         if self._chosen is None:
-            self._pace.saw_plain(step.seconds)
+            self._pace.saw_plain(step)
         else:
             self._chosen.ledger.record(step, self._promise)
         self._purse.elapse(step.seconds / self._pace.step if self._pace.step else 0.0)
@@ -171,7 +175,8 @@ class Governor:
     def _choice(self, promises: Sequence[float]) -> int | None:
         """Which of all drafters proposes; None for a plain round."""
         pace, all_of_them = self._pace, range(len(self._all))
-        if pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= PLAIN_EVERY:
+        enough = min(PLAIN_SOON * pace.plain_rounds, PLAIN_EVERY)
+        if pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= enough:
             return None
         expected = [
             one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)

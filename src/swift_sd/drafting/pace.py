@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from swift_sd.decoding.trace import Step
 
 MEMORY = 33  # measurements of the target that count
 DRAFT_MEMORY = 9  # of a draft, which may become another one
+WELL_KNOWN = 3  # measurements
 DRIFT_MEMORY = 9  # rounds that tell how fast the machine is now: fewer, or they would not notice
 SETTLED = 5  # such rounds that are supposed to have shown no drift at first
 FADE = 0.97  # weight of the rounds before
@@ -48,33 +51,53 @@ class Curve:
     def __init__(self, flat: int, memory: int, known: Mapping[int, float]) -> None:
         self._flat, self._memory = flat, memory
         self._seen: dict[int, deque[float]] = {}
+        self._rows: list[int] = []  # that were measured, ascending
+        self._medians: list[float] = []  # of each of them
         for rows, seconds in known.items():
             self.saw(rows, seconds)
 
     def saw(self, rows: int, seconds: float) -> None:
         """Count a measurement."""
-        self._seen.setdefault(rows, deque(maxlen=self._memory)).append(seconds)
+        if rows not in self._seen:
+            self._seen[rows] = deque(maxlen=self._memory)
+            place = bisect_left(self._rows, rows)
+            self._rows.insert(place, rows)
+            self._medians.insert(place, 0.0)
+        self._seen[rows].append(seconds)
+        self._medians[self._rows.index(rows)] = median(self._seen[rows])
 
     def at(self, rows: int) -> float | None:
         """Seconds of a forward of `rows` rows; None if there was none yet of any."""
-        if not self._seen:
+        if not self._rows:
             return None
-        seen = sorted(self._seen)
-        below = max((n for n in seen if n <= rows), default=None)
-        above = min((n for n in seen if n >= rows), default=None)
-        if below is not None and above is not None:
-            low, high = median(self._seen[below]), median(self._seen[above])
-            part = (rows - below) / (above - below) if above > below else 0.0
-            return low + part * (max(high, low) - low)
-        nearest = below if below is not None else above
-        assert nearest is not None
-        seconds = median(self._seen[nearest])
+        # No more than what more rows are well known to take.
+        return min(
+            self._read(rows),
+            *(
+                seconds
+                for n, seconds in zip(self._rows, self._medians, strict=True)
+                if n > rows and len(self._seen[n]) >= WELL_KNOWN
+            ),
+            math.inf,
+        )
+
+    def _read(self, rows: int) -> float:
+        """Between the medians of two numbers of rows, or beyond them all."""
+        place = bisect_left(self._rows, rows)
+        if place < len(self._rows) and self._rows[place] == rows:
+            return self._medians[place]
+        if 0 < place < len(self._rows):
+            below, above = self._rows[place - 1 : place + 1]
+            low, high = self._medians[place - 1 : place + 1]
+            return low + (rows - below) / (above - below) * (max(high, low) - low)
+        nearest, seconds = (
+            (self._rows[0], self._medians[0]) if place == 0 else (self._rows[-1], self._medians[-1])
+        )
         expected = seconds * self._shape(rows) / self._shape(nearest)
-        if below is None or len(seen) < 2:
+        if place == 0 or len(self._rows) < 2:
             return expected
         # What more rows have cost so far they will go on to cost.
-        first = median(self._seen[seen[0]])
-        slope = max(0.0, (seconds - first) / (nearest - seen[0]))
+        slope = max(0.0, (seconds - self._medians[0]) / (nearest - self._rows[0]))
         return max(expected, seconds + slope * (rows - nearest))
 
     def _shape(self, rows: int) -> float:
@@ -97,12 +120,11 @@ class Pace:
         prior, flat = prior or Prior(), FLAT_ROWS.get(device.type, 1)
         self._verify = Curve(flat, MEMORY, prior.verify)
         self._draft = Curve(flat, DRAFT_MEMORY, prior.draft)
-        known = [prior.verify[1]] if 1 in prior.verify else []
-        self._plain: deque[float] = deque(known, maxlen=MEMORY)
+        self._overhead: deque[float] = deque(maxlen=MEMORY)  # of plain rounds, beside the forward
         self._drift: deque[float] = deque([1.0] * SETTLED, maxlen=DRIFT_MEMORY)
         self._slowness = 1.0  # of the machine now
         self._tokens = self._seconds = 0.0
-        self.plain_rounds = len(known)  # measured so far
+        self.plain_rounds = int(1 in prior.verify)  # measured so far
         self.since_plain = 0  # rounds since the last one
 
     def saw_round(self, step: Step) -> None:
@@ -117,9 +139,9 @@ class Pace:
         self._seconds = FADE * self._seconds + step.seconds
         self.since_plain += 1
 
-    def saw_plain(self, seconds: float) -> None:
-        """Count a round in which nothing was asked of a drafter."""
-        self._plain.append(seconds / self._slowness)
+    def saw_plain(self, step: Step) -> None:
+        """Count a round in which nothing was asked of a drafter, after `saw_round`."""
+        self._overhead.append((step.seconds - step.verify) / self._slowness)
         self.plain_rounds += 1
         self.since_plain = 0
 
@@ -135,7 +157,10 @@ class Pace:
     @property
     def step(self) -> float | None:
         """Seconds that a token takes without drafting; None if there was no such round yet."""
-        return median(self._plain) * self._slowness if self._plain else None
+        forward = self.verify(1)
+        if forward is None or not self.plain_rounds:
+            return None
+        return forward + (median(self._overhead) if self._overhead else 0.0) * self._slowness
 
     @property
     def draft_step(self) -> float | None:
