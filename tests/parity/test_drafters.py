@@ -93,7 +93,8 @@ def test_recalling_and_cascades_change_nothing(family, arguments):
                 assert torch.equal(model.generate(ids, custom_generate=run, **asked), expected)
                 assert torch.equal(torch.get_rng_state(), after)
         sources = {source for step in steps for source in step.sources}
-        assert "recycling" in sources
+        if skipped is None:
+            assert "recycling" in sources
         if skipped == LayerSet.none(depth):
             assert {"layer_skip", "cascade"} <= sources
         assert all(len(step.sources) == step.accepted for step in steps)

@@ -95,7 +95,7 @@ class RecallDrafter:
             tip, reach = chain[-1] - 1, self._growth.reaches(tree)[chain[-1] - 1]
         for row in chain:
             place = self._behind(place, tree.tokens[row - 1])
-        frontier = [(-reach, tip, place)]
+        frontier, least = [(-reach, tip, place)], self._growth.least
         while frontier and len(tokens) < len(tree) + MOST:
             less, parent, place = heappop(frontier)
             if place.depth >= budget or place.token in state.stopping.eos:
@@ -103,7 +103,7 @@ class RecallDrafter:
             for source, token, confidence in self._followers(state, place):
                 chance = -less * self._growth.calibrations[source].chance(confidence)
                 # What may come next is noted in any case, to be judged.
-                if place.depth and chance < self._growth.least:
+                if place.depth and chance < least:
                     continue
                 tokens.append(token)
                 parents.append(parent)
