@@ -82,7 +82,7 @@ def test_recalling_and_cascades_change_nothing(family, arguments):
     depth = model.config.get_text_config().num_hidden_layers
     for skipped in (None, LayerSet.none(depth), LayerSet.unified(depth)):
         successors, steps = Successors(), []
-        for ids in prompts():
+        for ids in list(prompts())[1:3]:
             asked = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 24, **arguments}
             for _ in range(2):  # the second time the runner-ups of the first are known
                 torch.manual_seed(5)

@@ -13,7 +13,7 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 3.0  # plain steps that finding out may cost at first
+CREDIT = 2.5  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
