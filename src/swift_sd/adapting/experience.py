@@ -16,12 +16,13 @@ from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
 from swift_sd.drafting.recall import RecallDrafter
 from swift_sd.drafting.recycling import Successors
-from swift_sd.model.draft_view import DraftView
-from swift_sd.model.exact_rows import ExactRows, Forms, exact_forms, is_exact
+from swift_sd.model.draft_weights import DraftWeights
+from swift_sd.model.exact_rows import ExactRows, Forms, compiled_reader, exact_forms, is_exact
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
+from swift_sd.native.compiler import find_kernels
 
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
@@ -46,6 +47,8 @@ class Experience:
         self._reads_trees = self._can_read_trees()
         self._exact_forms = self._find_exact_forms()
         self._start = LayerSet.unified(sublayers.depth)
+        bits = config.draft_bits if config.max_draft_tokens else 16
+        self.draft_weights = DraftWeights(model, sublayers, bits)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
         self.calibrations = Calibrations()
@@ -61,7 +64,11 @@ class Experience:
         """The model as it is now, to read prompts and verify drafts."""
         if self._exact_forms is None:
             return Target(self._model)
-        return Target(self._model, ExactRows(self._model, self._sublayers, self._exact_forms))
+        return Target(
+            self._model,
+            ExactRows(self._model, self._sublayers, self._exact_forms),
+            compiled_reader(self._model, self._exact_forms),
+        )
 
     @property
     def tolerance(self) -> float:
@@ -82,7 +89,7 @@ class Experience:
         """
         if not self._config.max_draft_tokens:
             return None, None
-        view = DraftView(self._model, self._sublayers, self.layer_set)
+        view = self.draft_weights.view(self.layer_set)
         if self._config.early_stop is not None:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
             widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
@@ -126,7 +133,7 @@ class Experience:
             return None
         if config._attn_implementation != "sdpa":
             return None
-        forms = exact_forms(self._model, MOST_ALONE[exact])
+        forms = exact_forms(self._model, MOST_ALONE[exact], find_kernels())
         if forms is None:
             return None
         view = ExactRows(self._model, self._sublayers, forms)

@@ -14,7 +14,7 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.growth import Forward, Growth
 from swift_sd.drafting.recall import RecallDrafter
-from swift_sd.model.draft_view import DraftView
+from swift_sd.model.draft_weights import AnyDraft
 
 OWN, AGREED = "layer_skip", "cascade"
 
@@ -31,9 +31,7 @@ class LayerSkipDrafter:
         recall: foresees tokens at no cost; it must have been asked for its promise in this round.
     """
 
-    def __init__(
-        self, view: DraftView, growth: Growth, recall: RecallDrafter | None = None
-    ) -> None:
+    def __init__(self, view: AnyDraft, growth: Growth, recall: RecallDrafter | None = None) -> None:
         self.view = view
         self.growth = growth
         self._recall = recall

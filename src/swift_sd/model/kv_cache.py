@@ -12,16 +12,18 @@ the cache and not to its layers, which transformers' own caches do the other way
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GenerationMixin
 
 GROWTH = 1.5  # a full buffer is replaced by one this much larger
 SLIDING_SPARE = 256  # rows that a sliding layer writes before it moves its window to the front
+CACHE_NAMES = ("cache", "past_key_values")  # of the argument: since transformers 5.24, and before
 
 
 class LayerBuffer:
@@ -64,6 +66,17 @@ class LayerBuffer:
             self.keys.narrow(2, first - self.origin, end - first),
             self.values.narrow(2, first - self.origin, end - first),
         )
+
+    def room(
+        self, start: int, count: int, committed: int, reserve: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """The buffers, with room for `count` rows at positions `start` …, and the first's row."""
+        assert self.keys is not None
+        assert self.values is not None
+        if start + count - self.origin > self.keys.shape[2]:
+            keep_from = self.first_visible(committed)
+            self._make_room(self.keys, self.values, start, start + count, keep_from, reserve)
+        return self.keys, self.values, start - self.origin
 
     def move(self, positions: Sequence[int], to: int) -> None:
         """Copy the rows at `positions` to the positions from `to` on."""
@@ -132,7 +145,7 @@ class LayerBuffer:
 
 
 class KVCache(Cache):
-    """The cache handed to the model as `past_key_values`.
+    """The cache handed to the model.
 
     Args:
         windows: for each layer its sliding window in tokens, or None for full attention.
@@ -157,6 +170,10 @@ class KVCache(Cache):
         """The next forward writes over the last `count` scratch positions."""
         assert 0 <= count <= self.cursor - self.committed
         self.cursor -= count
+
+    def room(self, buffer: LayerBuffer, count: int) -> tuple[Tensor, Tensor, int]:
+        """Keys and values of a layer, to be written at the cursor, and the row where that is."""
+        return buffer.room(self.cursor, count, self.committed, self.reserve)
 
     def rollback(self) -> None:
         """Forget everything written since the last commit."""
@@ -251,6 +268,16 @@ class KVCache(Cache):
     def is_initialized(self) -> bool:
         """Whether every layer has been written."""
         return all(buffer.keys is not None for buffer in self.buffers)
+
+
+def cache_name(parameters: Container[str]) -> str:
+    """What a function with these parameters calls its cache."""
+    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
+
+
+def generate_cache_name() -> str:
+    """What `generate` and its outputs call the cache in this version of transformers."""
+    return cache_name(inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters)
 
 
 def attention_windows(config: Any) -> list[int | None]:
