@@ -7,14 +7,15 @@ import warnings
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation, Adapting
-from swift_sd.adapting.governor import Governed, Governor, Ledger
+from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
-from swift_sd.drafting.calibration import Calibration
-from swift_sd.drafting.copying import CopyDrafter
-from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
-from swift_sd.drafting.layer_skip import LayerSkipDrafter
+from swift_sd.drafting.calibration import Calibrations
+from swift_sd.drafting.growth import CostGrowth, PaperGrowth
+from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
+from swift_sd.drafting.recall import RecallDrafter
+from swift_sd.drafting.recycling import Successors
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.exact_rows import (
     AttentionKernels,
@@ -58,11 +59,11 @@ class Experience:
         self.draft_weights = DraftWeights(model, sublayers, bits)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
-        self.calibration = Calibration()
-        self.copy_calibration = Calibration()
-        self.pace = Pace(model.device)
-        self.ledger = Ledger(self.pace)
-        self.copy_ledger = Ledger(self.pace)
+        self.calibrations = Calibrations()
+        self.successors = Successors()
+        self.pace, self.purse = Pace(model.device), Purse()
+        self.ledger = Ledger(self.pace, self.purse, TRUST)
+        self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
         self.adaptation = Adaptation(
             model, sublayers, self.pace, config.max_draft_tokens, self._forget
         )
@@ -97,29 +98,29 @@ class Experience:
         if not self._config.max_draft_tokens:
             return None, None
         view = self.draft_weights.view(self.layer_set)
-        drafter = LayerSkipDrafter(view, self._growth(do_sample))
         if self._config.early_stop is not None:
-            return drafter, None
-        growth = CostGrowth(self.copy_calibration, self.pace, is_tree=False)
-        governor = Governor(
-            Governed(CopyDrafter(growth), self.copy_ledger),
-            Governed(drafter, self.ledger),
-            growth,
-            self.pace,
-        )
+            alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
+            widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
+            return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), None
+        growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
+        recall = RecallDrafter(growth, self.successors)
+        drafters = [
+            Governed(recall, self.recall_ledger, recall.promise, foresees=True),
+            Governed(
+                LayerSkipDrafter(view, growth, recall),
+                self.ledger,
+                lambda state, budget: supposed(self.pace),
+                foresees=False,
+            ),
+        ]
+        governor = Governor(drafters, self.pace, self.purse)
         adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
         return governor, adapter
 
     def _forget(self) -> None:
-        self.calibration.forget()
+        for source in (OWN, AGREED):
+            self.calibrations[source].forget()
         self.ledger.forget()
-
-    def _growth(self, do_sample: bool) -> Growth:
-        is_tree = self._reads_trees
-        if self._config.early_stop is None:
-            return CostGrowth(self.calibration, self.pace, is_tree)
-        table = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
-        return PaperGrowth(self._config.early_stop, table if is_tree else PaperGrowth.CHAIN)
 
     def _can_read_trees(self) -> bool:
         if not (self._config.tree and self._config.max_draft_tokens):

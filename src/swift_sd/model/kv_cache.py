@@ -166,6 +166,11 @@ class KVCache(Cache):
         self.cursor += count
         self._reach = max(self._reach, self.cursor)
 
+    def retreat(self, count: int) -> None:
+        """The next forward writes over the last `count` scratch positions."""
+        assert 0 <= count <= self.cursor - self.committed
+        self.cursor -= count
+
     def room(self, buffer: LayerBuffer, count: int) -> tuple[Tensor, Tensor, int]:
         """Keys and values of a layer, to be written at the cursor, and the row where that is."""
         return buffer.room(self.cursor, count, self.committed, self.reserve)

@@ -78,6 +78,6 @@ class ScriptedDrafter:
         drafted = self.script(state.tokens[0].tolist(), budget)
         return drafted if isinstance(drafted, DraftTree) else DraftTree.chain(drafted[:budget])
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """Keep it, for tests to look at."""
         self.seen.append((tree, list(path), step))
