@@ -39,7 +39,7 @@ def test_it_is_as_near_as_the_bits_allow(form, most, width, out, bias):
     ],
 )
 def test_what_has_no_kernel_is_refused(form, layer):
-    with pytest.raises(ValueError, match="no .-bit kernel"):
+    with pytest.raises(ValueError, match=r"no .-bit kernel"):
         form(layer, 128)
 
 

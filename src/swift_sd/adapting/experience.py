@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation, Adapting
 from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
+from swift_sd.adapting.prior import measured_prior
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.drafting.calibration import Calibrations
 from swift_sd.drafting.growth import CostGrowth, PaperGrowth
 from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
-from swift_sd.drafting.pace import Pace
+from swift_sd.drafting.pace import Pace, Prior
 from swift_sd.drafting.recall import RecallDrafter
 from swift_sd.drafting.recycling import Successors
 from swift_sd.model.draft_weights import DraftWeights
@@ -25,6 +27,7 @@ from swift_sd.model.exact_rows import (
     exact_forms,
     is_exact,
 )
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
@@ -54,14 +57,16 @@ class Experience:
         self._reads_trees = self._can_read_trees()
         self._attention_kernels = AttentionKernels(find_kernels())
         self._exact_forms = self._find_exact_forms()
-        self._start = LayerSet.unified(sublayers.depth)
         bits = config.draft_bits if config.max_draft_tokens else 16
         self.draft_weights = DraftWeights(model, sublayers, bits)
+        is_paper = config.early_stop is not None
+        start = LayerSet.unified if is_paper else LayerSet.none
+        self._start = start(sublayers.depth)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
         self.calibrations = Calibrations()
         self.successors = Successors()
-        self.pace, self.purse = Pace(model.device), Purse()
+        self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
         self.ledger = Ledger(self.pace, self.purse, TRUST)
         self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
         self.adaptation = Adaptation(
@@ -116,6 +121,17 @@ class Experience:
         governor = Governor(drafters, self.pace, self.purse)
         adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
         return governor, adapter
+
+    def _measured_prior(self) -> Prior:
+        if not self._config.max_draft_tokens or self._config.early_stop is not None:
+            return Prior()
+        embedding: Any = self._model.get_input_embeddings()
+        return measured_prior(
+            self.target(),
+            self.draft_weights.view(self._config.layer_set or self._start),
+            KVCache(attention_windows(self._model.config)),
+            embedding.weight.shape[0],
+        )
 
     def _forget(self) -> None:
         for source in (OWN, AGREED):
