@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from swift_sd import LayerSet
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.objective import Rates, sublayer_bits
-from swift_sd.adapting.search import PaperSearch, RateSearch, Search, upper_confidence_bound
+from swift_sd.adapting.paper_search import PaperSearch, upper_confidence_bound
+from swift_sd.adapting.rate_search import RateSearch
+from swift_sd.adapting.search import Search
 from swift_sd.errors import ConfigError, LayerSetError
 
 
@@ -212,13 +214,13 @@ class TestRateSearch:
         planted = Planted(30, 0, 0)
         planted.harm += 0.2
         assert planted.turns(150) < 150
-        assert planted.search.gain() < 1.05
+        assert planted.search.gain < 1.05
         assert planted.rate(planted.search.best) > 0.98
 
     def test_it_ends_when_all_is_found_and_can_be_resumed(self):
         planted = Planted(16, 7, 3)
         assert planted.turns(250) < 250
-        assert planted.search.gain() > 1.3
+        assert planted.search.gain > 1.3
         planted.search.resume()
         assert not planted.search.is_finished
 
@@ -238,7 +240,7 @@ class TestRateSearch:
         for _ in range(12):
             search.tell(lucky, 0.1, 32)
         assert search.best != lucky
-        assert search.gain() < 1.5
+        assert search.gain < 1.5
 
     def test_the_set_in_use_is_scored_again_now_and_then(self):
         planted = Planted(16, 8, 2)
@@ -252,24 +254,24 @@ class TestRateSearch:
 
     def test_a_gain_is_never_below_plain_decoding(self):
         search = RateSearch(costs_of(8), plain)
-        assert search.gain() >= 1
+        assert search.gain >= 1
         for _ in range(20):
             search.tell(search.ask(), 0.0, 32)
-        assert search.gain() >= 1
-        assert search.best == LayerSet.none(8) or search.gain() > 1
+        assert search.gain >= 1
+        assert search.best == LayerSet.none(8) or search.gain > 1
 
     def test_where_drafts_are_forbidden_nothing_is_skipped(self):
         search = RateSearch(costs_of(8), plain, max_draft=0)
         search.tell(search.ask(), 1.0, 32)
-        assert (search.best, search.gain()) == (LayerSet.none(8), 1.0)
+        assert (search.best, search.gain) == (LayerSet.none(8), 1.0)
 
     def test_what_verify_learned_since_is_heeded(self):
         width = {"cost": 0.0}
         search = RateSearch(costs_of(8), lambda rows: 1.0 + width["cost"] * (rows - 1))
         search.tell(LayerSet.every(8), 1.0, 500)
-        cheap, width["cost"] = search.gain(), 1.0
+        cheap, width["cost"] = search.gain, 1.0
         search.tell(LayerSet.every(8), 1.0, 500)
-        assert search.gain() < cheap
+        assert search.gain < cheap
 
     def test_a_saved_search_knows_what_it_knew(self):
         planted = Planted(16, 8, 5)
@@ -277,7 +279,7 @@ class TestRateSearch:
         saved = json.loads(json.dumps(planted.search.to_dict()))
         loaded = RateSearch.from_dict(saved, costs_of(16), plain, seed=1, max_draft=12)
         assert loaded.to_dict() == planted.search.to_dict()
-        assert loaded.gain() == pytest.approx(planted.search.gain(), rel=0.1)
+        assert loaded.gain == pytest.approx(planted.search.gain, rel=0.1)
         assert planted.rate(loaded.best) > 0.9 * planted.rate(planted.search.best)
 
     @pytest.mark.parametrize(
