@@ -285,7 +285,8 @@ class TestRateSearch:
     @pytest.mark.parametrize(
         "change",
         [
-            {"depth": 7},
+            {"best": LayerSet.none(7).to_dict()},
+            {"best": None},
             {"scores": None},
             {"scores": [{}]},
             {"told": "many"},

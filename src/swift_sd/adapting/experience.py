@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.adaptation import Adaptation, Adapting
+from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.governor import Governed, Governor, Ledger
+from swift_sd.adapting.keeper import AUTO, Keeper
+from swift_sd.adapting.paper_adaptation import PaperAdaptation
+from swift_sd.adapting.paper_search import PaperSearch
+from swift_sd.adapting.profile import Profile
+from swift_sd.adapting.words import described
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.drafting.calibration import Calibration
@@ -15,6 +21,7 @@ from swift_sd.drafting.copying import CopyDrafter
 from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.drafting.pace import Pace
+from swift_sd.errors import ConfigError
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.exact_rows import ExactRows, Forms, exact_forms, is_exact
 from swift_sd.model.layer_set import LayerSet
@@ -35,9 +42,20 @@ class Experience:
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         config: how to draft.
+        profile: what to start from; see `Keeper`.
+
+    Raises:
+        ProfileError: the profile is damaged, or for another model.
+        ConfigError: there is a profile, and nothing is learned that it could serve.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, config: SwiftConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        config: SwiftConfig,
+        profile: Profile | str | Path | None = None,
+    ) -> None:
         self._model = model
         self._sublayers = sublayers
         self._config = config
@@ -52,15 +70,31 @@ class Experience:
         self.pace = Pace(model.device)
         self.ledger = Ledger(self.pace)
         self.copy_ledger = Ledger(self.pace)
-        self.adaptation = Adaptation(
-            model, sublayers, self.pace, config.max_draft_tokens, self._forget
-        )
+        self._adaptation = self._made_adaptation()
+        self._keeper = self._made_keeper(profile)
 
-    def target(self) -> Target:
-        """The model as it is now, to read prompts and verify drafts."""
+    def target(self, adapter: Adapter | None = None) -> Target:
+        """The model as it is now, to read prompts (as the adapter wants them) and verify drafts."""
+        reader = adapter.reader if adapter is not None else None
         if self._exact_forms is None:
-            return Target(self._model)
-        return Target(self._model, ExactRows(self._model, self._sublayers, self._exact_forms))
+            return Target(self._model, reader=reader)
+        exact = ExactRows(self._model, self._sublayers, self._exact_forms)
+        return Target(self._model, exact, reader)
+
+    @property
+    def profile(self) -> Profile | None:
+        """What was learned; None where nothing is."""
+        return self._keeper.profile if self._keeper is not None else None
+
+    @property
+    def words(self) -> str | None:
+        """What the search for a layer set is doing; None where there is none."""
+        return described(self._adaptation) if self._adaptation is not None else None
+
+    def finish(self) -> None:
+        """A response has come to its end."""
+        if self._keeper is not None:
+            self._keeper.update()
 
     @property
     def tolerance(self) -> float:
@@ -71,7 +105,9 @@ class Experience:
     @property
     def layer_set(self) -> LayerSet:
         """What drafts skip: what the user gave, or the best set found so far."""
-        return self._config.layer_set or self.adaptation.best or self._start
+        if self._config.layer_set is not None or self._adaptation is None:
+            return self._config.layer_set or self._start
+        return self._adaptation.best or self._start
 
     def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
         """A drafter for one response and what improves it; None to decode plainly.
@@ -83,8 +119,9 @@ class Experience:
             return None, None
         view = DraftView(self._model, self._sublayers, self.layer_set)
         drafter = LayerSkipDrafter(view, self._growth(do_sample))
+        adapter = self._adaptation.begin(view) if self._adaptation is not None else None
         if self._config.early_stop is not None:
-            return drafter, None
+            return drafter, adapter
         growth = CostGrowth(self.copy_calibration, self.pace, is_tree=False)
         governor = Governor(
             Governed(CopyDrafter(growth), self.copy_ledger),
@@ -92,12 +129,38 @@ class Experience:
             growth,
             self.pace,
         )
-        adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
         return governor, adapter
 
     def _forget(self) -> None:
         self.calibration.forget()
         self.ledger.forget()
+
+    def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
+        config, depth = self._config, self._sublayers.depth
+        if not config.max_draft_tokens or config.layer_set is not None:
+            return None
+        if config.skip_ratio is not None:
+            return PaperAdaptation(PaperSearch(depth, config.skip_ratio))
+        if config.early_stop is not None:
+            return None
+        return Adaptation(
+            self._model,
+            self._sublayers,
+            self.pace,
+            config.max_draft_tokens,
+            self._forget,
+            eager=config.eager_search,
+        )
+
+    def _made_keeper(self, profile: Profile | str | Path | None) -> Keeper | None:
+        if isinstance(self._adaptation, Adaptation):
+            return Keeper(self._model, self._adaptation, profile)
+        if profile is not None and profile != AUTO:
+            raise ConfigError(
+                "with these settings nothing is learned, so a profile has no place: leave it out, "
+                "or set none of layer_set, skip_ratio, early_stop and max_draft_tokens=0"
+            )
+        return None
 
     def _growth(self, do_sample: bool) -> Growth:
         is_tree = self._reads_trees

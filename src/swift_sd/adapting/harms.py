@@ -34,7 +34,8 @@ class Harms:
     Args:
         layers: those that may be skipped, L. Sublayers are the attentions, then the MLPs.
         random: where draws come from.
-        hints: how much each of the 2 · L seems to matter, 0 or more, in any unit; none for all alike.
+        hints: how much each of the 2 · L seems to matter, 0 or more, in any unit; none if all
+            seem alike.
 
     Attributes:
         draws: of the harms from what is known, `[DRAWS, 2 · L]`.

@@ -14,6 +14,7 @@ from swift_sd.model.layer_set import LayerSet
 
 Array = NDArray[np.float64]
 
+
 def expected_rate(
     acceptance: float, draft_step: float, verify: Callable[[int], float], max_draft: int
 ) -> tuple[float, int]:

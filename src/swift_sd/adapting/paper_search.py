@@ -35,6 +35,7 @@ class PaperSearch:
             should be skipped.
 
     Attributes:
+        best, best_score: the set in use, and the matchness it was once seen to have.
         told, ignored: scores that counted, and that were no matchness.
 
     Raises:
@@ -54,14 +55,14 @@ class PaperSearch:
         self._random = np.random.default_rng(seed)
         self._suggest = suggest or upper_confidence_bound
         self._scored: list[tuple[Array, float]] = []
-        self._best_score = 0.0
+        self.best_score = 0.0
         self._asked = self._unimproved = 0
 
     @property
     def is_finished(self) -> bool:
         """One of the paper's three rules holds."""
         return (
-            self._best_score > GOOD_ENOUGH or self._unimproved >= PATIENCE or self.told >= MOST
+            self.best_score > GOOD_ENOUGH or self._unimproved >= PATIENCE or self.told >= MOST
         ) or not self._size
 
     def ask(self) -> LayerSet:
@@ -88,8 +89,8 @@ class PaperSearch:
         self.told += 1
         self._unimproved += 1
         self._scored.append((sublayer_bits(layer_set), score))
-        if score > self._best_score:
-            self.best, self._best_score, self._unimproved = layer_set, score, 0
+        if score > self.best_score:
+            self.best, self.best_score, self._unimproved = layer_set, score, 0
 
 
 def upper_confidence_bound(sets: Array, scores: Array, seed: int) -> Array:

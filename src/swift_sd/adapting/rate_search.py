@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -110,6 +111,12 @@ class RateSearch:
         """The rate to expect if all harms were known, as a multiple of plain decoding's."""
         return self.gain * (1 + self._regret)
 
+    def fork(self) -> RateSearch:
+        """A search that goes on by itself from what is known."""
+        other = copy.deepcopy(self)
+        other.resume()
+        return other
+
     def resume(self) -> None:
         """Search on: the stream has changed, and what was learned counts for less."""
         self._fade(RESUMED)
@@ -180,7 +187,12 @@ class RateSearch:
             {"layer_set": layer_set.to_dict(), "hits": score.hits, "trials": score.trials}
             for layer_set, score in self._scored.items()
         ]
-        return {"depth": self._depth, "told": self.told, "scores": scores}
+        return {
+            "best": self.best.to_dict(),
+            "told": self.told,
+            "finished": self.is_finished,
+            "scores": scores,
+        }
 
     @classmethod
     def from_dict(
@@ -199,17 +211,35 @@ class RateSearch:
             LayerSetError: the data is damaged, or for another number of layers.
         """
         search = cls(costs, verify, seed, max_draft, hints)
-        try:
-            LayerSet.none(data["depth"]).check_depth(search._depth)
-            search.told = int(data["told"])
-            for entry in data["scores"]:
-                layer_set = LayerSet.from_dict(entry["layer_set"])
-                layer_set.check_depth(search._depth)
-                hits, trials = float(entry["hits"]), float(entry["trials"])
-                if not (0 <= hits <= trials < math.inf and trials):
-                    raise ValueError(f"{hits} hits of {trials}")
-                search._scored[layer_set] = _Score(sublayer_bits(layer_set), hits, trials)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise LayerSetError(f"the saved search cannot be used: {error}; start anew") from None
+        search._scored, search.told, finished = _parsed(data, search._depth)
         search._choose(anew=True)
+        if finished:
+            search._stale, search._mark = STALE, search.gain
         return search
+
+
+def check_saved(data: Any, depth: int) -> LayerSet:
+    """The best set of what `RateSearch.to_dict` wrote.
+
+    Raises:
+        LayerSetError: `from_dict` would not accept it for a model of `depth` layers.
+    """
+    _parsed(data, depth)
+    return LayerSet.from_dict(data["best"])
+
+
+def _parsed(data: Any, depth: int) -> tuple[dict[LayerSet, _Score], int, bool]:
+    """Scores, how many there were, and whether the search was at its end."""
+    scored: dict[LayerSet, _Score] = {}
+    try:
+        LayerSet.from_dict(data["best"]).check_depth(depth)
+        for entry in data["scores"]:
+            layer_set = LayerSet.from_dict(entry["layer_set"])
+            layer_set.check_depth(depth)
+            hits, trials = float(entry["hits"]), float(entry["trials"])
+            if not (0 <= hits <= trials < math.inf and trials):
+                raise ValueError(f"{hits} hits of {trials}")
+            scored[layer_set] = _Score(sublayer_bits(layer_set), hits, trials)
+        return scored, int(data["told"]), bool(data["finished"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LayerSetError(f"the saved search cannot be used: {error}; start anew") from None

@@ -8,6 +8,7 @@ from typing import Protocol
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
+from swift_sd.model.view import View
 
 
 class Drafter(Protocol):
@@ -32,6 +33,11 @@ class Drafter(Protocol):
 
 class Adapter(Protocol):
     """Improves a drafter while a response is decoded."""
+
+    @property
+    def reader(self) -> View | None:
+        """What reads the prompt in the target's place, computing the same; None if nothing does."""
+        ...
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """Called after each round but the last; may take as long as it will win back.
