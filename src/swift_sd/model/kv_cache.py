@@ -12,16 +12,18 @@ the cache and not to its layers, which transformers' own caches do the other way
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, GenerationMixin
 
 GROWTH = 1.5  # a full buffer is replaced by one this much larger
 SLIDING_SPARE = 256  # rows that a sliding layer writes before it moves its window to the front
+CACHE_NAMES = ("cache", "past_key_values")  # of the argument: since transformers 5.24, and before
 
 
 class LayerBuffer:
@@ -132,7 +134,7 @@ class LayerBuffer:
 
 
 class KVCache(Cache):
-    """The cache handed to the model as `past_key_values`.
+    """The cache handed to the model.
 
     Args:
         windows: for each layer its sliding window in tokens, or None for full attention.
@@ -246,6 +248,16 @@ class KVCache(Cache):
     def is_initialized(self) -> bool:
         """Whether every layer has been written."""
         return all(buffer.keys is not None for buffer in self.buffers)
+
+
+def cache_name(parameters: Container[str]) -> str:
+    """What a function with these parameters calls its cache."""
+    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[-1])
+
+
+def generate_cache_name() -> str:
+    """What `generate` and its outputs call the cache in this version of transformers."""
+    return cache_name(inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters)
 
 
 def attention_windows(config: Any) -> list[int | None]:
