@@ -92,10 +92,12 @@ class Swift:
         Raises:
             ConfigError: with these settings nothing is learned.
         """
-        profile = self._experience.profile
-        if profile is None:
-            raise ConfigError("with these settings nothing is learned that could be saved")
-        return profile
+        return self._experience.profile
+
+    @property
+    def search_state(self) -> str:
+        """What the search for sublayers to skip is doing, in a sentence or two."""
+        return self._experience.words or "nothing is searched for: the settings say what to skip"
 
     @property
     def trace(self) -> Trace | None:

@@ -82,9 +82,11 @@ class Experience:
         return Target(self._model, exact, reader)
 
     @property
-    def profile(self) -> Profile | None:
-        """What was learned; None where nothing is."""
-        return self._keeper.profile if self._keeper is not None else None
+    def profile(self) -> Profile:
+        """What was learned; raises `ConfigError` where nothing is."""
+        if self._keeper is None:
+            raise ConfigError("with these settings nothing is learned that could be saved")
+        return self._keeper.profile
 
     @property
     def words(self) -> str | None:

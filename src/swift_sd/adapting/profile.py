@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ class Profile:
         machine: where costs were measured; on another machine they are measured anew, while layer
             sets and scores are kept.
         learned: what `Adaptation.to_dict` gives.
+        study: how far `swift-sd search` has come.
     """
 
     model: dict[str, Any]
     machine: dict[str, Any]
     learned: dict[str, Any]
+    study: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: PreTrainedModel, learned: dict[str, Any]) -> Profile:
@@ -94,7 +96,13 @@ class Profile:
                 f"the profile {path} has version {data.get('version')!r}, this swift-sd reads "
                 f"{VERSION}: make it anew"
             )
-        return cls(**{key: data[key] for key in parts})
+        return cls(**{key: data[key] for key in parts}, study=_study(data.get("study")))
+
+
+def _study(data: Any) -> dict[str, Any]:
+    """Where a search stopped; nothing if that cannot be made out, as it then just starts anew."""
+    is_known = isinstance(data, dict) and isinstance(data.get("done"), int) and data["done"] >= 0
+    return dict(data) if is_known else {}
 
 
 def automatic_path(model: PreTrainedModel) -> Path:

@@ -115,6 +115,15 @@ Exact = Annotated[
         rich_help_panel=DRAFTING,
     ),
 ]
+Profile = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="What was learned before, e.g. by swift-sd search. auto keeps it in the user's cache "
+        "directory from one command to the next, none starts anew.",
+        rich_help_panel=DRAFTING,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option(
