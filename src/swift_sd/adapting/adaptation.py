@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.basis import Basis, costs_from, measured_costs, measured_influence
+from swift_sd.adapting.basis import (
+    Basis,
+    costs_from_dict,
+    costs_to_dict,
+    measured_costs,
+    measured_influence,
+)
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.kinds import Kind, Kinds
 from swift_sd.adapting.matchness import Window
@@ -125,8 +130,8 @@ class Adaptation:
         """A JSON-ready form of all that was learned."""
         with self._searching:
             return {
-                "influence": self._influence,
-                "costs": asdict(self._costs) if self._costs is not None else None,
+                "influence": list(self._influence) if self._influence is not None else None,
+                "costs": costs_to_dict(self._costs) if self._costs is not None else None,
                 "kinds": [kind.to_dict() for kind in self.kinds],
             }
 
@@ -139,8 +144,12 @@ class Adaptation:
         depth = self._sublayers.depth
         try:
             kinds = [Kind.from_dict(entry, depth) for entry in data["kinds"]]
-            costs = costs_from(data["costs"], depth) if data["costs"] is not None else None
-            influence = data["influence"] and tuple(map(float, data["influence"]))
+            costs = costs_from_dict(data["costs"], depth) if data["costs"] is not None else None
+            influence = data["influence"]
+            if influence is not None:
+                influence = tuple(map(float, influence))
+                if len(influence) != 2 * max(depth - 2, 0):
+                    raise ValueError(f"influence of {len(influence)} sublayers")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"what was learned is damaged: {error}") from None
         for kind in kinds:
@@ -196,7 +205,9 @@ class Adaptation:
         plain = basis.costs.step
 
         def verify(rows: int) -> float:
-            return self._pace.verify(rows) or plain
+            # In plain steps as they were then: what the search knows of costs is of that time.
+            now, one = self._pace.verify(rows), self._pace.verify(1)
+            return plain * now / one if now and one else plain
 
         most, hints = self._max_draft, basis.influence
         if kind.saved is None:

@@ -63,11 +63,22 @@ def measured_costs(
     )
 
 
-def costs_from(data: Any, depth: int) -> Costs:
-    """Costs of which `data` is `dataclasses.asdict`.
+def costs_to_dict(costs: Costs) -> dict[str, Any]:
+    """A JSON-ready form."""
+    return {
+        "step": costs.step,
+        "attention": list(costs.attention),
+        "mlp": list(costs.mlp),
+        "head": costs.head,
+        "context": costs.context,
+    }
+
+
+def costs_from_dict(data: Any, depth: int) -> Costs:
+    """What `costs_to_dict` wrote.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not, or for a model of another depth.
+        KeyError, TypeError, ValueError: it did not, or for a model of another depth.
     """
     costs = Costs(
         step=float(data["step"]),

@@ -19,6 +19,8 @@ def described(adaptation: Adaptation | PaperAdaptation) -> str:
             f"{search.best_score:.2f}, with {search.best}"
         )
     kind = adaptation.kinds.latest
+    if kind is not None and kind.search is None and kind.best is not None:
+        return f"known from a profile: {kind.best}"
     if kind is None or kind.search is None:
         return "nothing is known yet of what may be skipped: too little text so far"
     several = len(adaptation.kinds)
