@@ -17,7 +17,7 @@ from swift_sd.testing.families import tiny_model
 from swift_sd.testing.planted import planted_model
 
 EAGER = SwiftConfig(eager_search=True)
-NEW = 64
+NEW = 48
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_at_its_usual_pace_it_spends_only_its_credit(planted, prompt):
     model, _ = planted
     swift = Swift(model)
     for seed in range(3):
-        assert same_as_alone(swift, prompt(16, seed), new=160)
+        assert same_as_alone(swift, prompt(16, seed), new=80)
     learned = learner(swift)
     step = swift._experience.pace.step
     most = adapting.CREDIT + adapting.HORIZON
@@ -84,8 +84,10 @@ def test_at_its_usual_pace_it_spends_only_its_credit(planted, prompt):
     assert learned.kinds.latest.search is not None
 
 
-@pytest.mark.parametrize("config", [EAGER, SwiftConfig(), SwiftConfig.paper()])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3_text"])
+@pytest.mark.parametrize(
+    "config", [EAGER, SwiftConfig(), SwiftConfig.paper(), SwiftConfig(skip_ratio=0.3)]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
 def test_the_output_is_the_models_own_while_it_learns(model_of, prompt, family, config):
     swift = Swift(model_of(family), config=config)
     for seed in range(2):
@@ -100,7 +102,7 @@ def test_long_prompts_in_chunks_and_short_ones_are_learned_from_alike(planted, p
     assert learner(swift).told > 0
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -114,13 +116,13 @@ def test_a_crash_between_ask_and_tell_loses_one_score_and_nothing_else(
 
     def crash(self, view):
         scored.append(view.layer_set)
-        raise Crash
+        raise CrashError
 
     search = learner(swift).search if config.skip_ratio else learner(swift).kinds.latest.search
     monkeypatch.setattr(Window, "matchness", crash)
     monkeypatch.setattr(type(search), "is_finished", False)
     for seed in range(3):
-        with pytest.raises(Crash):
+        with pytest.raises(CrashError):
             answer(swift, prompt(16, seed))
         assert swift.layer_set == before
     assert len(scored) == 3

@@ -86,8 +86,10 @@ def test_a_kind_survives_being_written_down():
 
 @pytest.mark.parametrize(
     "change",
-    [{"centre": "x"}, {"centre": [[1.0]]}, {"prompts": None}, {"apart": float("nan")}]
-    + [{"search": {"best": None}}],
+    [
+        *({"centre": "x"}, {"centre": [[1.0]]}, {"prompts": None}, {"apart": float("nan")}),
+        {"search": {"best": None}},
+    ],
 )
 def test_a_damaged_kind_is_refused(change):
     kinds = Kinds()

@@ -164,7 +164,6 @@ class Adaptation:
         view.use(best)
         if before.distance(best) > DIFFERENT * 2 * before.depth:
             self._forget()
-            kind.changes.restart()
 
     def _may_spend(self, kind: Kind) -> bool:
         step, search = self._pace.step, kind.search
@@ -182,14 +181,16 @@ class Adaptation:
             kind.search, kind.saved = self._started(kind, self._basis(state, tokens)), None
             return
         window = Window(View(self._model), state, tokens)
-        candidate = kind.search.ask()
+        before, candidate = kind.search.best, kind.search.ask()
         view.use(candidate)
         try:
             score = window.matchness(view)
         finally:
-            view.use(kind.search.best)
+            view.use(before)
         kind.search.tell(candidate, score, tokens)
         self.told += 1
+        if kind.search.best != before:  # another acceptance is to be expected from here on
+            kind.changes.restart()
 
     def _basis(self, state: DecodingState, tokens: int) -> Basis:
         """Measured now, but for what is known."""

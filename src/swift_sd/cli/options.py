@@ -84,7 +84,7 @@ LayerSetFile = Annotated[
     typer.Option(
         "--layer-set",
         metavar="FILE",
-        help="Sublayers that the draft skips (JSON); every second one if not given.",
+        help="Sublayers that the draft skips (JSON); searched for if not given.",
         rich_help_panel=DRAFTING,
     ),
 ]
