@@ -28,7 +28,9 @@ from rich.table import Table
 from swift_sd import LayerSet
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.objective import Rates, sublayer_bits
-from swift_sd.adapting.search import PaperSearch, RateSearch, Search, upper_confidence_bound
+from swift_sd.adapting.paper_search import PaperSearch, upper_confidence_bound
+from swift_sd.adapting.rate_search import RateSearch
+from swift_sd.adapting.search import Search
 
 TRIALS = 32  # tokens of a score
 MAX_DRAFT = 12

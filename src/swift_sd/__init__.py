@@ -8,11 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from swift_sd.adapting.profile import Profile
     from swift_sd.config import SwiftConfig
     from swift_sd.errors import (
         ConfigError,
         LayerSetError,
         ModelNotFound,
+        ProfileError,
         PromptError,
         SwiftError,
         UnsupportedArgument,
@@ -26,6 +28,8 @@ __all__ = [
     "LayerSet",
     "LayerSetError",
     "ModelNotFound",
+    "Profile",
+    "ProfileError",
     "PromptError",
     "Swift",
     "SwiftConfig",
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Profile": "swift_sd.adapting.profile",
     "LayerSet": "swift_sd.model.layer_set",
     "Swift": "swift_sd.swift",
     "SwiftConfig": "swift_sd.config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -12,6 +13,8 @@ from transformers import (
     StopStringCriteria,
 )
 
+from swift_sd.adapting.profile import Profile
+from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError, UnsupportedArgument
 
 # transformers would drop these without a word, because it is given a decoding method already.
@@ -48,3 +51,21 @@ def with_stop_strings(
     criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
     criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
     return {**rest, "generation_config": config, "stopping_criteria": criteria}
+
+
+def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
+    """Raise `ConfigError` if an argument of `Swift` is of a type that it cannot be."""
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give a transformers model "
+            "(AutoModelForCausalLM.from_pretrained loads one)"
+        )
+    if isinstance(tokenizer, SwiftConfig):
+        raise ConfigError("a SwiftConfig was given as the tokenizer; write config=…")
+    if config is not None and not isinstance(config, SwiftConfig):
+        raise ConfigError(f"config is a {type(config).__name__}; give a SwiftConfig")
+    if profile is not None and not isinstance(profile, Profile | str | Path):
+        raise ConfigError(
+            f"profile is a {type(profile).__name__}; give a Profile, the path of one, or the word "
+            '"auto"'
+        )

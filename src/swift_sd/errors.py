@@ -6,6 +6,7 @@
     ├── LayerSetError        (ValueError)  a set of skipped sublayers that does not fit the model
     ├── UnsupportedArgument  (ValueError)  an argument of ``generate`` that is refused
     ├── PromptError          (ValueError)  an empty prompt, too long a one, or more than one row
+    ├── ProfileError         (ValueError)  a profile that is damaged, for another model, unwritable
     └── ConfigError          (ValueError)  a setting that is out of range or contradicts another
 
 All of them are ``ValueError`` too: what was passed in is wrong, not what happened afterwards.
@@ -61,6 +62,14 @@ class PromptError(SwiftError, ValueError):
     """Raised when a prompt is empty, leaves no room in the context, or has more than one row.
 
     Pass one non-empty prompt that is shorter than the model's context; loop over several.
+    """
+
+
+class ProfileError(SwiftError, ValueError):
+    """Raised when a profile cannot be used or written.
+
+    It is damaged, of another version, or was learned with another model; or there is no room or
+    right to write it. Use another file; without a profile swift-sd learns while it runs.
     """
 
 

@@ -7,7 +7,6 @@ are unpacked to bfloat16 once and kept in the user's cache, so that the next sta
 import importlib.metadata
 import importlib.util
 import io
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,8 +14,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
+from swift_sd.cache_folder import cache_root
 from swift_sd.errors import ConfigError, ModelNotFound
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ def _load_from(
 def _default_model_folder(tell: Progress) -> Path:
     """Return the folder with the converted default model, converting it on the first start."""
     gguf = _find_gguf()
-    folder = _cache_root() / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
+    folder = cache_root() / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
     if not folder.exists():
         tell(CONVERTING)
         try:
@@ -121,11 +119,6 @@ def _find_gguf() -> Path:
         f"the default model {DEFAULT_MODEL} needs the package {_WHEEL}, which {cause}: "
         f"run `{_WHEEL_REMEDY}`, or name another model"
     )
-
-
-def _cache_root() -> Path:
-    override = os.environ.get("SWIFT_SD_CACHE")
-    return Path(override).expanduser() if override else platformdirs.user_cache_path("swift-sd")
 
 
 def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:

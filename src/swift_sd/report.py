@@ -7,12 +7,13 @@ from typing import Any
 BAR = 24  # characters of the longest bar in the histogram
 
 
-def describe(summary: dict[str, Any], plain_step: float) -> str:
+def describe(summary: dict[str, Any], plain_step: float, search: str | None = None) -> str:
     """What happened in one response and whether drafting paid, in a few lines.
 
     Args:
         summary: from `Trace.summary()`.
         plain_step: measured seconds of a step without drafting.
+        search: what the search for a layer set is doing, in words.
     """
     tokens, seconds = summary["new_tokens"], summary["seconds"]
     if not tokens:
@@ -22,6 +23,8 @@ def describe(summary: dict[str, Any], plain_step: float) -> str:
         lines += _drafting(summary)
     lines.append(_times(summary["time_split"], seconds))
     lines.append(_verdict(summary, plain_step))
+    if search is not None:
+        lines.append(f"skipping: {search}")
     return "\n".join(lines)
 
 

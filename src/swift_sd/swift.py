@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +22,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swift_sd.adapting.costs import Costs, measure_costs
 from swift_sd.adapting.experience import Experience
-from swift_sd.arguments import with_stop_strings
+from swift_sd.adapting.profile import Profile
+from swift_sd.arguments import check_types, with_stop_strings
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
@@ -52,10 +54,14 @@ class Swift:
         model: a decoder-only causal language model of transformers, on one device, in eval mode.
         tokenizer: the model's; needed by `stream` and for stop strings.
         config: how to draft; None for the defaults. The output does not depend on it.
+        profile: what to start from, if anything was learned before: a `Profile`, or the path of
+            one. The word "auto" stands for one in the user's cache directory (or
+            `$SWIFT_SD_CACHE`), which is also kept up to date behind each response.
 
     Raises:
         UnsupportedModel: sublayers of this architecture cannot be skipped; says why.
         LayerSetError: `config.layer_set` is for a model of another depth.
+        ProfileError: the profile cannot be read, is damaged, or for another model.
     """
 
     def __init__(
@@ -63,13 +69,14 @@ class Swift:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: SwiftConfig | None = None,
+        profile: Profile | str | Path | None = None,
     ) -> None:
-        _check_types(model, tokenizer, config)
+        check_types(model, tokenizer, config, profile)
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
-        self._experience = Experience(model, self.sublayers, self.config)
+        self._experience = Experience(model, self.sublayers, self.config, profile)
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -77,6 +84,20 @@ class Swift:
     def layer_set(self) -> LayerSet:
         """The sublayers that drafts skip."""
         return self._experience.layer_set
+
+    @property
+    def profile(self) -> Profile:
+        """What was learned so far, to be saved.
+
+        Raises:
+            ConfigError: with these settings nothing is learned.
+        """
+        return self._experience.profile
+
+    @property
+    def search_state(self) -> str:
+        """What the search for sublayers to skip is doing, in a sentence or two."""
+        return self._experience.words or "nothing is searched for: the settings say what to skip"
 
     @property
     def trace(self) -> Trace | None:
@@ -220,7 +241,8 @@ class Swift:
         if self._trace is None:
             raise ConfigError("nothing was generated yet; call generate or stream first")
         length = self._trace.prompt_tokens + len(self._trace.token_ids)
-        return describe(self._trace.summary(), self.costs(min(length, REPORT_CONTEXT)).step)
+        step = self.costs(min(length, REPORT_CONTEXT)).step
+        return describe(self._trace.summary(), step, self._experience.words)
 
     def _prepare(
         self,
@@ -245,7 +267,7 @@ class Swift:
         drafter, adapter = self._experience.drafting(do_sample=bool(request.options.do_sample))
         trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
         rounds = decode(
-            self._experience.target(),
+            self._experience.target(adapter),
             drafter,
             state,
             request.unread,
@@ -268,6 +290,7 @@ class Swift:
             trace.layer_set = self.layer_set
             if request.keeps_cache:
                 write_back(state.cache, request.past_key_values)
+            self._experience.finish()
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -275,15 +298,3 @@ class Swift:
                 "text needs a tokenizer; make the object with Swift(model, tokenizer)"
             )
         return self.tokenizer
-
-
-def _check_types(model: Any, tokenizer: Any, config: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"model is a {type(model).__name__}; give a transformers model "
-            "(AutoModelForCausalLM.from_pretrained loads one)"
-        )
-    if isinstance(tokenizer, SwiftConfig):
-        raise ConfigError("a SwiftConfig was given as the tokenizer; write config=…")
-    if config is not None and not isinstance(config, SwiftConfig):
-        raise ConfigError(f"config is a {type(config).__name__}; give a SwiftConfig")

@@ -73,6 +73,14 @@ def folder_with_short_context(tmp_path_factory) -> Path:
     return _saved(folder, TEMPLATE, max_position_embeddings=24)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory) -> Path:
+    """Nothing is read from the user's cache directory, nor written there."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SWIFT_SD_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def swift_sd(monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: exit status, stdout and stderr."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
-from swift_sd.model.exact_rows import compiled_reader, exact_forms
+from swift_sd.model.exact_rows import compiled_model, exact_forms
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.view import View
 from swift_sd.native.compiler import load_kernels
@@ -68,14 +68,14 @@ def test_other_layers_are_not_for_it(layer):
 def test_prompts_are_read_to_the_bit_or_not_at_all(kernels, family):
     model = tiny_model(family, hidden_size=64, intermediate_size=192).to(torch.bfloat16)
     forms = exact_forms(model, 1.0, kernels)
-    reader = compiled_reader(model, forms)
+    reader = compiled_model(model, forms)
     if reader is None:  # torch has better instructions here, whose results differ
         return
     prompt = torch.randint(3, 90, (1, 77), generator=torch.Generator().manual_seed(0))
     caches = [KVCache(attention_windows(model.config)) for _ in range(2)]
     logits = [
         view.forward(prompt, cache)
-        for view, cache in zip((View(model), reader), caches, strict=True)
+        for view, cache in zip((View(model), View(reader)), caches, strict=True)
     ]
     assert torch.equal(*logits)
     for one, other in zip(*(cache.buffers for cache in caches), strict=True):

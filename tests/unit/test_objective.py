@@ -10,8 +10,8 @@ from hypothesis import given
 
 from swift_sd import LayerSet
 from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.harms import Harms
 from swift_sd.adapting.objective import (
-    Harms,
     Rates,
     draft_step_seconds,
     expected_rate,

@@ -14,6 +14,8 @@ NAMES = [
     "LayerSet",
     "LayerSetError",
     "ModelNotFound",
+    "Profile",
+    "ProfileError",
     "PromptError",
     "Swift",
     "SwiftConfig",

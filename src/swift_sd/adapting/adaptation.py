@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import median
+from threading import Lock
 from time import perf_counter
+from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.costs import TimedView
-from swift_sd.adapting.influence import InfluenceView
+from swift_sd.adapting.basis import (
+    Basis,
+    costs_from_dict,
+    costs_to_dict,
+    measured_costs,
+    measured_influence,
+)
+from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.kinds import Kind, Kinds
 from swift_sd.adapting.matchness import Window
+from swift_sd.adapting.objective import Array
+from swift_sd.adapting.prompt_view import PromptView
 from swift_sd.adapting.rate_search import RateSearch
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
+from swift_sd.drafting.layer_skip import AGREED, OWN
 from swift_sd.drafting.pace import Pace
+from swift_sd.errors import LayerSetError
 from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
+LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
-CREDIT = 2.5  # plain steps that looking for a gain may take before anything is known
-SHARE = 0.005  # of all time, what it may take as long as no gain is in sight
-MOST = 0.2  # of all time, what it may take however much it promises
+CREDIT = 3.0  # plain steps that looking for a gain may take before anything is known,
+HORIZON = 24  # and as many as the gain hoped for would win back over so many tokens
+SHARE = 0.005  # of all time, what it may take as long as no gain is in hand
+MOST = 0.2  # of all time, what it may take however much it has found
 DIFFERENT = 0.1  # of all sublayers
-WORTH = 1.05  # times plain decoding's speed: from here on a gain is in sight
+WORTH = 1.05  # times plain decoding's speed: from here on a gain is in hand
 
 
 class Adaptation:
     """Searches for the sublayers to skip, over all responses of a `Swift` object.
 
     One forward over the latest text measures how much each sublayer adds to the residual stream,
-    one step what each costs. Where that promises a gain, one candidate a round is scored.
+    one step what each costs. Where that promises a gain, one candidate a round is scored. Kinds of
+    input have searches of their own: see `Kinds`.
+
+    Of several responses at once, one looks for better sets at a time, and all use what it finds.
 
     Args:
         model: the target; it is not changed.
@@ -41,6 +59,8 @@ class Adaptation:
         pace: what rounds cost.
         max_draft: longest draft.
         forget: called when drafts have become so different that what is known of them is void.
+        reading: gives what reads prompts as the model does, as quickly as can be.
+        eager: whether to score a candidate in every round until nothing more is to be found.
     """
 
     def __init__(
@@ -50,75 +70,149 @@ class Adaptation:
         pace: Pace,
         max_draft: int,
         forget: Callable[[], None],
+        reading: Callable[[], nn.Module],
+        *,
+        eager: bool = False,
     ) -> None:
         self._model, self._sublayers = model, sublayers
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
+        self._reading = reading
+        self._eager = eager
         self._elapsed = self._spent = 0.0
-        self.search: RateSearch | None = None
+        self._costs: Costs | None = None
+        self._influence: tuple[float, ...] | None = None
+        self._searching = Lock()
+        self.kinds = Kinds()
+        self.told = 0  # scores, by this object
 
     @property
     def best(self) -> LayerSet | None:
-        """The best set known; None before anything is."""
-        return self.search.best if self.search is not None else None
+        """The best set known for the latest kind of input; None before anything is."""
+        kind = self.kinds.latest
+        return kind.best if kind is not None else None
 
-    def adapt(self, state: DecodingState, step: Step, view: AnyDraft) -> None:
-        """Spend a little of what may be spent; `view` then skips the best set known."""
+    def begin(self, view: AnyDraft) -> Adapting:
+        """What improves `view` during one response."""
+        return Adapting(self, view, self._sublayers)
+
+    def read(self, vector: Array, view: AnyDraft) -> tuple[Kind, float]:
+        """The kind of a prompt, for which `view` is set, and its distance: see `Kinds.of`."""
+        kind, distance = self.kinds.of(vector)
+        self._use(kind, view)
+        return kind, distance
+
+    def has_changed(self, kind: Kind, step: Step) -> bool:
+        """Count a round; whether drafts are accepted more or less often than they used to be."""
         self._elapsed += step.seconds
-        tokens = min(WINDOW, state.cache.committed - 1)
-        if not self._may_spend or tokens < FEWEST or not state.cache.can_rewind(tokens):
-            return
-        begin, before = perf_counter(), view.layer_set
-        if self.search is None:
-            self.search = self._started(state, tokens)
-        elif not self.search.is_settled:
-            self._score(state, tokens, view)
-        view.use(self.search.best)
-        if before.distance(self.search.best) > DIFFERENT * 2 * before.depth:
-            self._forget()
-        self._spent += perf_counter() - begin
-
-    @property
-    def _may_spend(self) -> bool:
-        step = self._pace.step
-        if step is None:
+        if step.drafter not in (OWN, AGREED) or not step.drafted:
             return False
-        gain = self.search.gain if self.search is not None else 1.0
-        share = MOST if gain > WORTH else SHARE
-        return self._spent <= CREDIT * step + share * self._elapsed
+        right = step.accepted_on_chain
+        return kind.changes.saw(right, min(right + 1, step.drafted))
 
-    def _score(self, state: DecodingState, tokens: int, view: AnyDraft) -> None:
-        assert self.search is not None
+    def follow(self, kind: Kind, vector: Array, distance: float) -> Kind:
+        """The kind to go on with after such a change; it is searched from what is known."""
+        with self._searching:
+            new = self.kinds.split(kind, vector, distance)
+            if new is kind and kind.search is not None:
+                kind.search.resume()
+        return new
+
+    def improve(self, kind: Kind, state: DecodingState, view: AnyDraft) -> None:
+        """Spend a little of what may be spent; `view` then skips the best set known."""
+        tokens = min(WINDOW, state.cache.committed - 1)
+        can = tokens >= FEWEST and state.cache.can_rewind(tokens)
+        if can and self._searching.acquire(blocking=False):
+            begin = perf_counter()
+            try:
+                if self._may_spend(kind):
+                    self._search(kind, state, tokens, view)
+            finally:
+                self._spent += perf_counter() - begin
+                self._searching.release()
+        self._use(kind, view)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form of all that was learned."""
+        with self._searching:
+            return {
+                "influence": list(self._influence) if self._influence is not None else None,
+                "costs": costs_to_dict(self._costs) if self._costs is not None else None,
+                "kinds": [kind.to_dict() for kind in self.kinds],
+            }
+
+    def restore(self, data: Any, *, same_machine: bool) -> None:
+        """Go on from what `to_dict` wrote; costs of another machine are measured anew.
+
+        Raises:
+            LayerSetError: the data is damaged, or for a model of another depth.
+        """
+        depth = self._sublayers.depth
+        try:
+            kinds = [Kind.from_dict(entry, depth) for entry in data["kinds"]]
+            costs = costs_from_dict(data["costs"], depth) if data["costs"] is not None else None
+            influence = data["influence"]
+            if influence is not None:
+                influence = tuple(map(float, influence))
+                if len(influence) != 2 * max(depth - 2, 0):
+                    raise ValueError(f"influence of {len(influence)} sublayers")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise LayerSetError(f"what was learned is damaged: {error}") from None
+        for kind in kinds:
+            self.kinds.add(kind)
+        self._influence = influence
+        self._costs = costs if same_machine else None
+
+    def _use(self, kind: Kind, view: AnyDraft) -> None:
+        before, best = view.layer_set, kind.best
+        if best is None or best == before:
+            return
+        view.use(best)
+        if before.distance(best) > DIFFERENT * 2 * before.depth:
+            self._forget()
+
+    def _may_spend(self, kind: Kind) -> bool:
+        step, search = self._pace.step, kind.search
+        if step is None or (search is not None and search.is_finished):
+            return False
+        if self._eager:
+            return True
+        hope, gain = (search.hope, search.gain) if search is not None else (1.0, 1.0)
+        # Over HORIZON tokens the hoped for gain wins back so many steps.
+        credit = CREDIT + HORIZON * (1 - 1 / hope)
+        return self._spent <= credit * step + (MOST if gain > WORTH else SHARE) * self._elapsed
+
+    def _search(self, kind: Kind, state: DecodingState, tokens: int, view: AnyDraft) -> None:
+        if kind.search is None:
+            kind.search, kind.saved = self._started(kind, self._basis(state, view)), None
+            return
         window = Window(View(self._model), state, tokens)
-        candidate = self.search.ask()
+        before, candidate = kind.search.best, kind.search.ask()
         view.use(candidate)
-        self.search.tell(candidate, window.matchness(view), tokens)
+        try:
+            score = window.matchness(view)
+        finally:
+            view.use(before)
+        kind.search.tell(candidate, score, tokens)
+        self.told += 1
+        if kind.search.best != before:  # another acceptance is to be expected from here on
+            kind.changes.restart()
 
-    def _started(self, state: DecodingState, tokens: int) -> RateSearch:
-        """A search that knows what sublayers cost, and from their influence what to expect."""
-        view = InfluenceView(self._model, self._sublayers)
-        Window(view, state, tokens).matchness(view)
-        timed = TimedView(self._model, self._sublayers)
-        with state.cache.rewound(1):
-            lap = timed.step(state.tokens[:, -2:-1].to(state.device), state.cache, view)
-        inner = range(1, self._sublayers.depth - 1)
-        # Layers are alike, and one lap is noisy: the median stands for each.
-        typical = {
-            kind: median(lap.parts[layer, kind] for layer in inner) for kind in ("attention", "mlp")
-        }
-        influence = view.influence
-        plain = self._pace.step
-        assert plain is not None
-        whole = sum(lap.parts.values()) + lap.head
-        # As shares of that step: the machine may be faster or slower now than it usually is.
-        scale = plain / max(lap.step, whole)
-        return RateSearch(
-            self._sublayers.depth,
-            [scale * typical[kind] for kind in ("attention", "mlp") for _ in inner],
-            [*influence.attention[1:-1], *influence.mlp[1:-1]],
-            plain,
-            lambda rows: self._pace.verify(rows) or plain,
-            self._max_draft,
-        )
+    def _basis(self, state: DecodingState, view: AnyDraft) -> Basis:
+        """Measured now, but for what is known."""
+        if self._influence is None:
+            self._influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
+        if self._costs is None:
+            self._costs = measured_costs(view, state, self._pace)
+        return Basis(self._costs, self._influence)
+
+    def _started(self, kind: Kind, basis: Basis) -> RateSearch:
+        def verify(rows: int) -> float:
+            return self._pace.verify(rows) or basis.costs.step
+
+        most, hints = self._max_draft, basis.influence
+        if kind.saved is None:
+            return RateSearch(basis.costs, verify, max_draft=most, hints=hints)
+        return RateSearch.from_dict(kind.saved, basis.costs, verify, max_draft=most, hints=hints)
 
 
 class Adapting:
@@ -127,11 +221,25 @@ class Adapting:
     Args:
         adaptation: what is learned over all responses.
         view: the sub-network of this response.
+        sublayers: what `find_sublayers(model)` found.
     """
 
-    def __init__(self, adaptation: Adaptation, view: AnyDraft) -> None:
-        self._adaptation, self._view = adaptation, view
+    def __init__(self, adaptation: Adaptation, view: AnyDraft, sublayers: Sublayers) -> None:
+        self._adaptation, self._view, self._sublayers = adaptation, view, sublayers
+        self._prompt: PromptView | None = None
+        self._kind: Kind | None = None
+
+    def reader(self, module: nn.Module) -> PromptView:
+        """See `decoding.drafter.Adapter`."""
+        self._prompt = PromptView(module, self._sublayers)
+        return self._prompt
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """See `decoding.drafter.Adapter`."""
-        self._adaptation.adapt(state, step, self._view)
+        if self._kind is None:
+            assert self._prompt is not None
+            self._vector = self._prompt.mean
+            self._kind, self._distance = self._adaptation.read(self._vector, self._view)
+        if self._adaptation.has_changed(self._kind, step):
+            self._kind = self._adaptation.follow(self._kind, self._vector, self._distance)
+        self._adaptation.improve(self._kind, state, self._view)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.adaptation import Adaptation, Adapting
+from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
+from swift_sd.adapting.keeper import AUTO, Keeper
+from swift_sd.adapting.paper_adaptation import PaperAdaptation
+from swift_sd.adapting.paper_search import PaperSearch
 from swift_sd.adapting.prior import measured_prior
+from swift_sd.adapting.profile import Profile
+from swift_sd.adapting.words import described
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.drafting.calibration import Calibrations
@@ -18,12 +25,13 @@ from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
 from swift_sd.drafting.pace import Pace, Prior
 from swift_sd.drafting.recall import RecallDrafter
 from swift_sd.drafting.recycling import Successors
+from swift_sd.errors import ConfigError
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.exact_rows import (
     AttentionKernels,
     ExactRows,
     Forms,
-    compiled_reader,
+    compiled_model,
     exact_forms,
     is_exact,
 )
@@ -32,6 +40,7 @@ from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
+from swift_sd.model.view import View
 from swift_sd.native.compiler import find_kernels
 
 # How near a near-tie is, in units of the rounding of the best logit.
@@ -47,9 +56,20 @@ class Experience:
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         config: how to draft.
+        profile: what to start from; see `Keeper`.
+
+    Raises:
+        ProfileError: the profile is damaged, or for another model.
+        ConfigError: there is a profile, and nothing is learned that it could serve.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, config: SwiftConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        config: SwiftConfig,
+        profile: Profile | str | Path | None = None,
+    ) -> None:
         self._model = model
         self._sublayers = sublayers
         self._config = config
@@ -69,19 +89,35 @@ class Experience:
         self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
         self.ledger = Ledger(self.pace, self.purse, TRUST)
         self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
-        self.adaptation = Adaptation(
-            model, sublayers, self.pace, config.max_draft_tokens, self._forget
-        )
+        self._adaptation = self._made_adaptation()
+        self._keeper = self._made_keeper(profile)
 
-    def target(self) -> Target:
-        """The model as it is now, to read prompts and verify drafts."""
+    def target(self, adapter: Adapter | None = None) -> Target:
+        """The model as it is now, to read prompts (looked at by the adapter) and verify drafts."""
+        fast = self._reading_model()
+        reader = adapter.reader(fast) if adapter is not None else None
+        if reader is None and fast is not self._model:
+            reader = View(fast)
         if self._exact_forms is None:
-            return Target(self._model)
-        return Target(
-            self._model,
-            self._exact_view(self._exact_forms),
-            compiled_reader(self._model, self._exact_forms),
-        )
+            return Target(self._model, reader=reader)
+        return Target(self._model, self._exact_view(self._exact_forms), reader)
+
+    @property
+    def profile(self) -> Profile:
+        """What was learned; raises `ConfigError` where nothing is."""
+        if self._keeper is None:
+            raise ConfigError("with these settings nothing is learned that could be saved")
+        return self._keeper.profile
+
+    @property
+    def words(self) -> str | None:
+        """What the search for a layer set is doing; None where there is none."""
+        return described(self._adaptation) if self._adaptation is not None else None
+
+    def finish(self) -> None:
+        """A response has come to its end."""
+        if self._keeper is not None:
+            self._keeper.update()
 
     @property
     def tolerance(self) -> float:
@@ -92,7 +128,9 @@ class Experience:
     @property
     def layer_set(self) -> LayerSet:
         """What drafts skip: what the user gave, or the best set found so far."""
-        return self._config.layer_set or self.adaptation.best or self._start
+        if self._config.layer_set is not None or self._adaptation is None:
+            return self._config.layer_set or self._start
+        return self._adaptation.best or self._start
 
     def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
         """A drafter for one response and what improves it; None to decode plainly.
@@ -103,10 +141,11 @@ class Experience:
         if not self._config.max_draft_tokens:
             return None, None
         view = self.draft_weights.view(self.layer_set)
+        adapter = self._adaptation.begin(view) if self._adaptation is not None else None
         if self._config.early_stop is not None:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
             widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
-            return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), None
+            return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), adapter
         growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
         recall = RecallDrafter(growth, self.successors)
         drafters = [
@@ -119,7 +158,6 @@ class Experience:
             ),
         ]
         governor = Governor(drafters, self.pace, self.purse)
-        adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
         return governor, adapter
 
     def _measured_prior(self) -> Prior:
@@ -137,6 +175,34 @@ class Experience:
         for source in (OWN, AGREED):
             self.calibrations[source].forget()
         self.ledger.forget()
+
+    def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
+        config, depth = self._config, self._sublayers.depth
+        if not config.max_draft_tokens or config.layer_set is not None:
+            return None
+        if config.skip_ratio is not None:
+            return PaperAdaptation(PaperSearch(depth, config.skip_ratio))
+        if config.early_stop is not None:
+            return None
+        return Adaptation(
+            self._model,
+            self._sublayers,
+            self.pace,
+            config.max_draft_tokens,
+            self._forget,
+            self._reading_model,
+            eager=config.eager_search,
+        )
+
+    def _made_keeper(self, profile: Profile | str | Path | None) -> Keeper | None:
+        if isinstance(self._adaptation, Adaptation):
+            return Keeper(self._model, self._adaptation, profile)
+        if profile is not None and profile != AUTO:
+            raise ConfigError(
+                "with these settings nothing is learned, so a profile has no place: leave it out, "
+                "or set none of layer_set, skip_ratio, early_stop and max_draft_tokens=0"
+            )
+        return None
 
     def _can_read_trees(self) -> bool:
         if not (self._config.tree and self._config.max_draft_tokens):
@@ -161,6 +227,12 @@ class Experience:
         if forms is None:
             return None
         return forms if is_exact(self._exact_view(forms), self._model) else None
+
+    def _reading_model(self) -> nn.Module:
+        """What computes many rows as the model does, to the bit, and quicker if there is such."""
+        if self._exact_forms is None:
+            return self._model
+        return compiled_model(self._model, self._exact_forms) or self._model
 
     def _exact_view(self, forms: Forms) -> ExactRows:
         return ExactRows(self._model, self._sublayers, forms, self._attention_kernels)

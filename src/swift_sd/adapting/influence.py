@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from swift_sd.model.stubs import shared_copy, shared_copy_along
 from swift_sd.model.sublayers import Sublayers
@@ -30,7 +29,7 @@ class InfluenceView(View):
         sublayers: what `find_sublayers(model)` found.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
+    def __init__(self, model: nn.Module, sublayers: Sublayers) -> None:
         self._streams: dict[int, Tensor] = {}
         self._added: dict[tuple[int, str], Tensor] = {}
         self._depth = sublayers.depth

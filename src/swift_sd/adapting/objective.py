@@ -1,4 +1,4 @@
-"""What a layer set is worth: the acceptance expected of it, and the tokens per second."""
+"""What a layer set is worth: tokens per second, from what it costs and how often it is right."""
 
 from __future__ import annotations
 
@@ -13,15 +13,6 @@ from swift_sd.errors import ConfigError
 from swift_sd.model.layer_set import LayerSet
 
 Array = NDArray[np.float64]
-
-DRAWS = 32  # from the posterior of the harms
-SWEEPS = 6  # of Gibbs sampling with each score
-BURN_IN = 20  # times that when the draws start anew
-SHAPE = 0.5  # of the prior over how little a layer matters: most mean either little or much
-LOSS = 0.06  # a priori, in -log(acceptance), from skipping the least harmful tenth of all
-MOST_HARM = 10.0  # of one sublayer; exp(-10) is as good as nothing
-MISFIT = 0.1  # standard deviation of a set from the sum of its harms, as a share of it
-LEAST_MISFIT = 0.01
 
 
 def expected_rate(
@@ -100,7 +91,8 @@ def _rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array
     """Tokens per second by chain length, `[..., max_draft + 1]`."""
     lengths = np.arange(len(verify))
     # The sum 1 + a + … + a^k rather than its closed form, which is 0 / 0 at a = 1.
-    chances = np.asarray(acceptance, dtype=np.float64)[..., None] ** lengths
+    once = np.asarray(acceptance, dtype=np.float64)[..., None]
+    chances = np.where(lengths, once, 1.0).cumprod(axis=-1)  # powers, without their price
     seconds = np.asarray(draft_step, dtype=np.float64)[..., None] * lengths + verify
     return np.asarray(np.cumsum(chances, axis=-1) / seconds, dtype=np.float64)
 
@@ -177,87 +169,11 @@ class Rates:
             layer_set: `[sublayers]`.
             draws: of the harms, `[n, sublayers]`.
         """
-        sets = self.beginnings(draws)
-        best = self.of(sets, np.exp(-np.einsum("nms,ns->nm", sets, draws))).max(axis=1)
+        order = np.argsort(draws / np.maximum(self.saved, 1e-12), axis=-1, kind="stable")
+        # Along each order all beginnings at once: the same as `of(beginnings(draws), …)`.
+        harm = np.take_along_axis(draws, order, axis=-1).cumsum(axis=-1)
+        steps = np.maximum(self._step - self.saved[order].cumsum(axis=-1), self._least)
+        rates = expected_rates(np.exp(-harm), steps, self._verify)
+        best = rates.max(axis=-1, initial=self.plain)
         now = self.of(np.tile(layer_set, (len(draws), 1)), np.exp(-draws @ layer_set))
         return float((best / now).mean()) - 1
-
-
-class Harms:
-    """How much each sublayer's absence costs acceptance, learned from scores of sets.
-
-    Skipping a sublayer multiplies the acceptance, about as much whatever else is skipped: so
-    -log(acceptance) is a sum of harms, none of them negative, and a Bayesian linear regression
-    learns them. A matchness p on n tokens tells -log(p) with a variance of (1 - p) / (p · n).
-
-    A priori, the harms of one layer's attention and MLP are exponential with a rate of the layer's
-    own, itself from a gamma distribution: few layers are mediocre, and the two resemble each other.
-
-    Args:
-        layers: those that may be skipped, L. Sublayers are the attentions, then the MLPs.
-        random: where draws come from.
-
-    Attributes:
-        draws: of the harms from what is known, `[DRAWS, 2 · L]`.
-    """
-
-    def __init__(self, layers: int, random: np.random.Generator) -> None:
-        self._random = random
-        # The tenth with least harm costs scale · 0.1² / 0.9 for each sublayer if SHAPE is 0.5. Of
-        # less than 30 sublayers a tenth would be too few to go by.
-        self._scale = LOSS * 0.9 / 0.1**2 / max(2 * layers, 30)
-        self._scales: Array = np.full(DRAWS, self._scale)
-        rates = random.gamma(SHAPE, 1 / self._scale, size=(DRAWS, layers)).clip(min=1e-9)
-        self.draws: Array = random.exponential(1 / np.tile(rates, 2)).clip(max=MOST_HARM)
-
-    def acceptance(self, sets: Array) -> Array:
-        """Expected over the draws, for sets `[n, 2 · L]` of zeros and ones: `[n]`."""
-        return np.asarray(np.exp(-sets @ self.draws.T).mean(axis=1), dtype=np.float64)
-
-    def learn(self, sets: Array, hits: Array, trials: Array, *, anew: bool = False) -> Array:
-        """Move the draws to what all scores together say.
-
-        Args:
-            sets: `[n, 2 · L]`.
-            hits, trials: tokens on which each set agreed, and of how many, `[n]`.
-            anew: whether the draws know nothing of these scores yet, and have far to move.
-
-        Returns:
-            The acceptance to expect of each of `sets`, `[n]`: a sum of harms is not the whole
-            truth, so that of a set scored often its own scores say more.
-        """
-        # Half a token to each side, so that none and all have a logarithm.
-        seen = -np.log((hits + 0.5) / (trials + 1))
-        for _ in range(BURN_IN if anew else 1):
-            # What is expected steadies the variance: else lucky scores would also count for more.
-            expected = self.acceptance(sets)
-            share = ((hits + 8 * expected) / (trials + 8)).clip(0.5 / (trials + 1), 1 - 1e-6)
-            noise = (1 - share) / (share * trials)
-            misfit = (LEAST_MISFIT - MISFIT * np.log(share)) ** 2
-            weights = 1 / (noise + misfit)
-            self._sweep((sets.T * weights) @ sets, sets.T @ (weights * seen))
-        summed = self.acceptance(sets).clip(min=1e-300)
-        own = misfit / (misfit + noise) * (seen + np.log(summed))
-        return np.asarray((summed * np.exp(-own)).clip(max=1), dtype=np.float64)
-
-    def _sweep(self, precision: Array, evidence: Array) -> None:
-        harms, random = self.draws.T.copy(), self._random  # [2 · L, DRAWS]
-        layers = len(harms) // 2
-        for _ in range(SWEEPS):
-            both = harms[:layers] + harms[layers:]
-            rates = random.gamma(SHAPE + 2, size=both.shape) / (self._scales + both)
-            spread = rates.sum(axis=0) + 4 / self._scale  # 4: how firmly the scale is believed
-            self._scales = random.gamma(SHAPE * layers + 4, size=DRAWS) / spread
-            slopes = np.concatenate([rates, rates])
-            height, place = random.exponential(size=harms.shape), random.random(harms.shape)
-            for i in random.permutation(len(harms)):
-                known, now = precision[i, i], harms[i]
-                if known < 1e-9:  # no scored set skips it
-                    harms[i] = np.minimum(height[i] / slopes[i], MOST_HARM)
-                    continue
-                # A normal distribution cut off below 0, by slice sampling (Damien & Walker 2001).
-                middle = now + (evidence[i] - precision[i] @ harms - slopes[i]) / known
-                width = np.sqrt((now - middle) ** 2 + 2 * height[i] / known)
-                low, high = np.maximum(middle - width, 0), np.minimum(middle + width, MOST_HARM)
-                harms[i] = low + place[i] * np.maximum(high - low, 0)
-        self.draws = harms.T

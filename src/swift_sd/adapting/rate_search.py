@@ -1,134 +1,245 @@
-"""Which sublayers to skip so that most tokens come out in a second: learned from few scores.
-
-Skipping a sublayer multiplies the chance that a drafted token is right by some factor, about the
-same whatever else is skipped. So minus the logarithm of matchness is a sum over the skipped
-sublayers, whose terms a Bayesian linear regression learns from all sets scored so far. A candidate
-is the best set for terms drawn from what is known (Thompson sampling); the set in use is the best
-one for their means, so that no lucky score is ever kept.
-"""
+"""Our search for the sublayers to skip: most tokens per second, of any size, in few scores."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.harms import Harms
+from swift_sd.adapting.objective import Array, Rates, layer_set_of, sublayer_bits
+from swift_sd.adapting.search import is_matchness
+from swift_sd.errors import LayerSetError
 from swift_sd.model.layer_set import LayerSet
 
-Array = NDArray[np.float64]
+Verify = Callable[[int], float]
+Seed = int | np.random.Generator
 
-HARM = 0.4  # what a sublayer is expected to do to -log(matchness), per unit of its influence
-DOUBT = 0.05  # least standard deviation of such an expectation
-MISFIT = 0.03  # standard deviation of what a sum cannot describe
-FADE = 0.99  # weight of the scores before: the text changes
-STABLE = 10  # scores in a row that change the best set by no more than a sublayer: settled
+FADE = 0.998  # weight of the scores before, with each score
+MEMORY = 400  # sets whose scores are kept
+RESUMED = 0.25  # the same when the stream has changed
+REVISIT = 0.1  # how often the set in use is asked for again,
+FLIP = 0.05  # or one that differs from it by a single sublayer,
+GROW = 0.7  # or one that skips as much as keeps the acceptance expected
+FLOOR = 0.7  # above this
+REGRET = 0.01  # of the rate: what is left to win is not worth the search
+RECENT = 10  # scores over which that is averaged
+STALE = 120  # scores without a gain after which none is expected
+
+
+@dataclass(frozen=True)
+class _Score:
+    """A set's bits, and on how many of how many tokens it agreed: old ones fade."""
+
+    bits: Array
+    hits: float
+    trials: float
+
+    def plus(self, hits: float, trials: float) -> _Score:
+        return replace(self, hits=self.hits + hits, trials=self.trials + trials)
+
+    def faded(self, weight: float) -> _Score:
+        return replace(self, hits=self.hits * weight, trials=self.trials * weight)
 
 
 class RateSearch:
-    """Ask for a candidate, tell its score, use `best`.
+    """Ours: whatever set is expected to give most tokens per second, of any size; see `Harms`.
+
+    A candidate follows from one draw of the harms (Thompson sampling): sublayers in the order of
+    harm per second saved, and of all beginnings of that order the one with the best rate, or the
+    longest that is expected to be accepted often enough to teach something.
+
+    `best` is the set with the highest rate at its expected acceptance: of those scored, of nothing
+    skipped, and of the beginnings for the expected harms. What counts is never the best score.
 
     Args:
-        depth: layers of the model.
-        saved: seconds that a draft step loses with each sublayer: attention of layers 1 to
-            depth - 2, then their MLPs.
-        influence: how much each of them adds to the residual stream, in the same order.
-        step: seconds of a draft step that skips nothing.
-        verify: seconds of a verification by its number of rows.
-        max_draft: longest draft.
-        seed: of the candidates.
+        costs: seconds of a step and of its sublayers.
+        verify: seconds of a forward of the target by its number of rows; asked anew each time.
+        seed: of the candidates, or a generator to draw from.
+        max_draft: longest chain.
+        hints: how much each sublayer seems to matter before any score; see `Harms`.
+
+    Attributes:
+        best: the set to draft with.
+        told, ignored: scores that counted, and that were no matchness.
+
+    Raises:
+        ConfigError: costs are not positive seconds, or what `verify` gives is not.
     """
 
     def __init__(
         self,
-        depth: int,
-        saved: Sequence[float],
-        influence: Sequence[float],
-        step: float,
-        verify: Callable[[int], float],
-        max_draft: int,
-        seed: int = 0,
+        costs: Costs,
+        verify: Verify,
+        seed: Seed = 0,
+        max_draft: int = 25,
+        hints: Sequence[float] = (),
     ) -> None:
-        self._depth = depth
-        self._saved: Array = np.asarray(saved, dtype=np.float64)
-        self._step = step
-        lengths = np.arange(1, max_draft + 1)
-        self._lengths = lengths
-        self._verify: Array = np.array([verify(int(n) + 1) for n in lengths])
-        self._plain = 1 / verify(1)
-        expected = HARM * np.clip(np.asarray(influence, dtype=np.float64), 0, 5)
-        precision = 1 / (expected + DOUBT) ** 2
-        self._prior: Array = np.diag(precision)
-        self._prior_mean: Array = precision * expected
-        self._evidence: Array = np.zeros(self._prior.shape)
-        self._evidence_mean: Array = np.zeros_like(expected)
+        self._depth = len(costs.attention)
+        self._rates = Rates(costs, verify, max_draft)
         self._random = np.random.default_rng(seed)
-        self._unchanged = 0
-        self.told = 0
-        self.best, self.gain = self._best_for(self._mean())
+        self._harms = Harms(max(self._depth - 2, 0), self._random, hints)
+        self._scored: dict[LayerSet, _Score] = {}
+        self.told = self.ignored = 0
+        self.best = LayerSet.none(self._depth)
+        self.resume()
+        self._choose()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether further scores have stopped to change anything."""
-        return self._unchanged >= STABLE
+    def is_finished(self) -> bool:
+        """Whether little is left to win, or nothing was won for long.
 
-    def ask(self) -> LayerSet:
-        """A set that may well be better than the best one known."""
-        covariance = np.linalg.inv(self._prior + self._evidence)
-        drawn = self._random.multivariate_normal(self._mean(), covariance, method="cholesky")
-        return self._best_for(np.clip(drawn, 0, None))[0]
-
-    def tell(self, layer_set: LayerSet, matchness: float, tokens: int) -> None:
-        """Learn that a set agreed with the target on this fraction of so many tokens.
-
-        What is no fraction is ignored.
+        Little: knowing the harms exactly would on average, over the draws and over 10 scores, raise
+        the rate by less than 1 %. Long: 120 scores without 1 % more. `resume` undoes it.
         """
-        if not 0 <= matchness <= 1 or tokens < 1:
-            return
-        skipped = np.array([float(bit) for bit in self._bits(layer_set)])
-        # Half a token is given to each side, so that none and all have a logarithm.
-        share = (matchness * tokens + 0.5) / (tokens + 1)
-        variance = (1 - share) / (share * tokens) + MISFIT**2
-        self._evidence *= FADE
-        self._evidence += np.outer(skipped, skipped) / variance
-        self._evidence_mean *= FADE
-        self._evidence_mean -= skipped * (math.log(share) / variance)
-        before = self._bits(self.best)
-        self.best, self.gain = self._best_for(self._mean())
-        changed = sum(a != b for a, b in zip(before, self._bits(self.best), strict=True))
-        self._unchanged = self._unchanged + 1 if changed <= 1 else 0
-        self.told += 1
+        few = len(self._regrets) == RECENT and sum(self._regrets) < RECENT * REGRET
+        return few or self._stale >= STALE or self._depth < 3
+
+    @property
+    def gain(self) -> float:
+        """The rate expected of `best` as a multiple of plain decoding's, at least 1."""
+        return self._rate / self._rates.plain
+
+    @property
+    def hope(self) -> float:
+        """The rate to expect if all harms were known, as a multiple of plain decoding's."""
+        return self.gain * (1 + self._regret)
+
+    def fork(self) -> RateSearch:
+        """A search that goes on by itself from what is known."""
+        other = copy.deepcopy(self)
+        other.resume()
+        return other
 
     def resume(self) -> None:
-        """Search on, from what is known: the text has changed."""
-        self._unchanged = 0
+        """Search on: the stream has changed, and what was learned counts for less."""
+        self._fade(RESUMED)
+        self._regrets: deque[float] = deque(maxlen=RECENT)
+        self._stale, self._mark = 0, 0.0
 
-    def _mean(self) -> Array:
-        known = self._prior_mean + self._evidence_mean
-        terms = np.linalg.solve(self._prior + self._evidence, known)
-        return np.asarray(terms.clip(min=0), dtype=np.float64)
+    def ask(self) -> LayerSet:
+        """A set that teaches something, or may well be better than `best`."""
+        if self._depth < 3:
+            return self.best
+        kind, current = self._random.random(), sublayer_bits(self.best)
+        if kind < REVISIT and current.any():
+            return self.best
+        harms = self._harms.draws[self._random.integers(len(self._harms.draws))]
+        if kind < REVISIT + FLIP:
+            flipped = np.abs(current - np.eye(len(current)))
+            rates = self._rates.of(flipped, np.exp(-flipped @ harms))
+            rates[~flipped.any(axis=1)] = 0.0
+            return layer_set_of(self._depth, flipped[rates.argmax()])
+        sets = self._rates.beginnings(harms)[1:]
+        if kind < REVISIT + FLIP + GROW:
+            count = int((self._harms.acceptance(sets) >= FLOOR).sum())
+            return layer_set_of(self._depth, sets[max(count - 1, 0)])
+        return layer_set_of(self._depth, sets[self._rates.of(sets, np.exp(-sets @ harms)).argmax()])
 
-    def _best_for(self, terms: Array) -> tuple[LayerSet, float]:
-        """The best set if `terms` were true, and its speed as a multiple of plain decoding's.
+    def tell(self, layer_set: LayerSet, score: float, trials: int) -> None:
+        """See `Search`."""
+        layer_set.check_depth(self._depth)
+        if not is_matchness(score, trials):
+            self.ignored += 1
+            return
+        self.told += 1
+        self._fade(FADE)
+        if layer_set.skip_ratio:
+            before = self._scored.pop(layer_set, None) or _Score(sublayer_bits(layer_set), 0.0, 0.0)
+            self._scored[layer_set] = before.plus(score * trials, trials)
+        self._choose()
+        self._regrets.append(self._regret)
+        self._stale += 1
+        if self.gain > (1 + REGRET) * self._mark:
+            self._stale, self._mark = 0, self.gain
 
-        Sublayers in the order of harm per second saved; of all their beginnings the best one.
-        """
-        order = np.argsort(terms / np.maximum(self._saved, 1e-12), kind="stable")
-        chance = np.exp(-np.cumsum(terms[order]))[:, None].clip(max=1 - 1e-9)
-        step = np.maximum(self._step - np.cumsum(self._saved[order]), 1e-9)[:, None]
-        # Leviathan et al. 2023, equation 1: tokens of a round with a draft of some length.
-        tokens = (1 - chance ** (self._lengths + 1)) / (1 - chance)
-        rates = (tokens / (self._lengths * step + self._verify)).max(axis=1)
-        count = int(rates.argmax()) + 1
-        chosen = set(order[:count].tolist())
-        inner = self._depth - 2
-        attention = frozenset(index + 1 for index in chosen if index < inner)
-        mlp = frozenset(index - inner + 1 for index in chosen if index >= inner)
-        return LayerSet(self._depth, attention, mlp), float(rates[count - 1]) / self._plain
+    def _fade(self, weight: float) -> None:
+        latest = list(self._scored.items())[-MEMORY:]
+        self._scored = {layer_set: score.faded(weight) for layer_set, score in latest}
 
-    def _bits(self, layer_set: LayerSet) -> list[bool]:
-        inner = range(1, self._depth - 1)
-        return [layer in layer_set.attention for layer in inner] + [
-            layer in layer_set.mlp for layer in inner
+    def _choose(self, *, anew: bool = False) -> None:
+        """Learn from all scores, and take the set that is then expected to be fastest."""
+        self._rates.refresh()
+        scores = list(self._scored.values())
+        known = np.array([score.bits for score in scores])
+        acceptance = np.empty(0)
+        if scores:
+            hits, trials = np.array([(score.hits, score.trials) for score in scores]).T
+            acceptance = self._harms.learn(known, hits, trials, anew=anew)
+        # The harm of an unknown sublayer has no mean to speak of; that of its acceptance counts.
+        proposed = self._rates.beginnings(-np.log(np.exp(-self._harms.draws).mean(axis=0)))
+        sets = np.concatenate([proposed, known]) if len(known) else proposed
+        expected = np.concatenate([self._harms.acceptance(proposed), acceptance])
+        rates = self._rates.of(sets, expected)
+        self.best = layer_set_of(self._depth, sets[rates.argmax()])
+        self._rate = float(rates.max())
+        self._regret = self._rates.regret(sublayer_bits(self.best), self._harms.draws)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form of what was learned; not of the costs, which are this machine's."""
+        scores = [
+            {"layer_set": layer_set.to_dict(), "hits": score.hits, "trials": score.trials}
+            for layer_set, score in self._scored.items()
         ]
+        return {
+            "best": self.best.to_dict(),
+            "told": self.told,
+            "finished": self.is_finished,
+            "scores": scores,
+        }
+
+    @classmethod
+    def from_dict(
+        cls,
+        data: Any,
+        costs: Costs,
+        verify: Verify,
+        seed: Seed = 0,
+        max_draft: int = 25,
+        hints: Sequence[float] = (),
+    ) -> RateSearch:
+        """A search that knows what `to_dict` wrote; `best` follows from the costs as they are now.
+
+        Raises:
+            ConfigError: see `RateSearch`.
+            LayerSetError: the data is damaged, or for another number of layers.
+        """
+        search = cls(costs, verify, seed, max_draft, hints)
+        search._scored, search.told, finished = _parsed(data, search._depth)
+        search._choose(anew=True)
+        if finished:
+            search._stale, search._mark = STALE, search.gain
+        return search
+
+
+def check_saved(data: Any, depth: int) -> LayerSet:
+    """The best set of what `RateSearch.to_dict` wrote.
+
+    Raises:
+        LayerSetError: `from_dict` would not accept it for a model of `depth` layers.
+    """
+    _parsed(data, depth)
+    return LayerSet.from_dict(data["best"])
+
+
+def _parsed(data: Any, depth: int) -> tuple[dict[LayerSet, _Score], int, bool]:
+    """Scores, how many there were, and whether the search was at its end."""
+    scored: dict[LayerSet, _Score] = {}
+    try:
+        LayerSet.from_dict(data["best"]).check_depth(depth)
+        for entry in data["scores"]:
+            layer_set = LayerSet.from_dict(entry["layer_set"])
+            layer_set.check_depth(depth)
+            hits, trials = float(entry["hits"]), float(entry["trials"])
+            if not (0 <= hits <= trials < math.inf and trials):
+                raise ValueError(f"{hits} hits of {trials}")
+            scored[layer_set] = _Score(sublayer_bits(layer_set), hits, trials)
+        return scored, int(data["told"]), bool(data["finished"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise LayerSetError(f"the saved search cannot be used: {error}; start anew") from None

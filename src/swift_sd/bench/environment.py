@@ -19,12 +19,14 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
     import torch
     import transformers
 
+    from swift_sd.adapting.fingerprint import processor
+
     generation: Any = model.generation_config
     device = model.device
     return {
         "machine": platform.machine(),
         "system": platform.platform(),
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory": _memory(),
@@ -44,16 +46,6 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu() -> str | None:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or None
 
 
 def _memory() -> int | None:

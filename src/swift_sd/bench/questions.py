@@ -117,7 +117,12 @@ def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
 
 def digest(questions: Sequence[Question]) -> str:
     """A short name for exactly these questions, to tell two runs over different ones apart."""
-    text = json.dumps([asdict(question) for question in questions])
+    return digest_of([asdict(question) for question in questions])
+
+
+def digest_of(data: Any) -> str:
+    """A short name for JSON-ready data."""
+    text = json.dumps(data)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,12 @@ from swift_sd.cli.session import (
     set_seed,
     stream_answer,
 )
-from swift_sd.cli.settings import checked_text, draft_config, sampling_arguments
+from swift_sd.cli.settings import (
+    checked_text,
+    draft_config,
+    profile_of,
+    sampling_arguments,
+)
 from swift_sd.cli.terminal import fail, figures, note, write
 from swift_sd.errors import ConfigError, PromptError
 from swift_sd.loading import DEFAULT_MODEL
@@ -52,6 +57,7 @@ def chat(
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    profile: options.Profile = "auto",
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -61,7 +67,9 @@ def chat(
     config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact)
     arguments = sampling_arguments(temperature, top_p, top_k)
     checked_text("--system", system)
-    with opened(model, dtype=dtype, device=device, config=config) as swift:
+    with opened(
+        model, dtype=dtype, device=device, config=config, profile=profile_of(profile)
+    ) as swift:
         if getattr(swift.tokenizer, "chat_template", None) is None:
             raise ConfigError(
                 f"{model} has no chat template: use an instruction-tuned model, or "

@@ -7,10 +7,17 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from swift_sd.cli import options
+from swift_sd.cli.layer_map import layer_map
 from swift_sd.cli.session import encode, fitting_tokens, opened, set_seed, stream_answer
-from swift_sd.cli.settings import checked_text, draft_config, sampling_arguments
+from swift_sd.cli.settings import (
+    checked_text,
+    draft_config,
+    profile_of,
+    sampling_arguments,
+)
 from swift_sd.cli.terminal import figures, note, write
 from swift_sd.errors import ConfigError, PromptError
 from swift_sd.loading import DEFAULT_MODEL
@@ -64,11 +71,18 @@ def generate(
             help="Print text, token ids and figures as one JSON object.",
         ),
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", metavar=options.FLAG, help="Also show which sublayers are skipped."
+        ),
+    ] = False,
     plain: options.Plain = False,
     layer_set: options.LayerSetFile = None,
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    profile: options.Profile = "auto",
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -88,7 +102,9 @@ def generate(
     checked_text("--system", system)
     text = _read_prompt(prompt, raw)
 
-    with opened(model, dtype=dtype, device=device, config=config) as swift:
+    with opened(
+        model, dtype=dtype, device=device, config=config, profile=profile_of(profile)
+    ) as swift:
         inputs = _encode_prompt(swift, text, system, raw)
         prompt_tokens = inputs["input_ids"].shape[1]
         arguments["max_new_tokens"] = _fit(swift, prompt_tokens, max_new_tokens)
@@ -102,6 +118,8 @@ def generate(
         else:
             _end_line(answer)
             figures(swift.report())
+            if verbose:
+                Console(stderr=True, highlight=False).print(layer_map(swift.layer_set))
     if answer.interrupted:
         raise typer.Exit(INTERRUPTED)
 

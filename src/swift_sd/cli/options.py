@@ -84,7 +84,7 @@ LayerSetFile = Annotated[
     typer.Option(
         "--layer-set",
         metavar="FILE",
-        help="Sublayers that the draft skips (JSON); every second one if not given.",
+        help="Sublayers that the draft skips (JSON); searched for if not given.",
         rich_help_panel=DRAFTING,
     ),
 ]
@@ -112,6 +112,15 @@ Exact = Annotated[
     typer.Option(
         metavar="MODE",
         help="auto, strict or off: what is done so that 16-bit rounding changes no token.",
+        rich_help_panel=DRAFTING,
+    ),
+]
+Profile = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE",
+        help="What was learned before, e.g. by swift-sd search. auto keeps it in the user's cache "
+        "directory from one command to the next, none starts anew.",
         rich_help_panel=DRAFTING,
     ),
 ]

@@ -23,7 +23,12 @@ CHATTY = r"(torch|transformers|huggingface_hub|tokenizers)(\.|$)"
 
 @contextmanager
 def opened(
-    name: str, *, dtype: str, device: str, config: SwiftConfig | None = None
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    config: SwiftConfig | None = None,
+    profile: str | None = None,
 ) -> Iterator[Swift]:
     """The model `name` with its tokenizer, ready to draft; transformers is quiet until the end.
 
@@ -37,7 +42,7 @@ def opened(
         with progress("loading") as tell:
             model, tokenizer = loading.load(name, dtype=dtype, device=device, on_progress=tell)
             tell("looking for sublayers to skip")
-            swift = Swift(model, tokenizer, config)
+            swift = Swift(model, tokenizer, config, profile)
         yield swift
 
 

@@ -40,6 +40,11 @@ def draft_config(
     return SwiftConfig.plain()
 
 
+def profile_of(option: str) -> str | None:
+    """What `Swift` takes for `--profile`."""
+    return None if option == "none" else option
+
+
 def sampling_arguments(
     temperature: float, top_p: float | None, top_k: int | None
 ) -> dict[str, Any]:

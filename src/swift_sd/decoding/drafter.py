@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
+from swift_sd.model.view import View
 
 
 class Drafter(Protocol):
@@ -38,6 +39,10 @@ class Drafter(Protocol):
 
 class Adapter(Protocol):
     """Improves a drafter while a response is decoded."""
+
+    def reader(self, module: nn.Module) -> View | None:
+        """What reads the prompt in the place of `module`, computing the same; None for that."""
+        ...
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """Called after each round but the last; may take as long as it will win back.

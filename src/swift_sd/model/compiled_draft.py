@@ -19,7 +19,6 @@ from swift_sd.native.compiler import NoKernelsError, load_kernels
 
 CHUNK = 64  # see native/draft.h
 QUANTISED_AT_ONCE = 1 << 24  # weights
-FAITHFUL = 0.5  # relative error of the logits; a layout misread gives 1 and more
 POSITIONS = 1024  # of the rotary tables, to begin with
 
 Pointer = ctypes.c_void_p
@@ -105,9 +104,6 @@ class CompiledWeights:
         sublayers: what `find_sublayers(model)` found.
         bits: 4 or 8.
         group: weights that share a scale.
-
-    Attributes:
-        error: relative error of the logits on a few tokens, against the model itself.
 
     Raises:
         NoKernelsError: no compiler, or the model is of another layout; says what.

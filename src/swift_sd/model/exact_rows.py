@@ -276,8 +276,8 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
     return next(filter(is_exact, possible), RowByRow)
 
 
-def compiled_reader(model: PreTrainedModel, forms: Forms) -> View | None:
-    """A view that reads prompts as the model does, to the bit, with the compiled ones of `forms`.
+def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
+    """A copy that reads prompts as the model does, to the bit, with the compiled ones of `forms`.
 
     torch computes many rows like one on processors where those are exact. None if there are none.
     """
@@ -286,4 +286,4 @@ def compiled_reader(model: PreTrainedModel, forms: Forms) -> View | None:
         for name, form in forms.items()
         if isinstance(form, partial)
     }
-    return View(replaced(model, new)) if new else None
+    return replaced(model, new) if new else None

@@ -23,7 +23,7 @@ class Target(View):
     ) -> None:
         super().__init__(module)
         self._verifier = verifier
-        self._reader = reader
+        self._reader: View = reader or self
 
     def prefill(self, tokens: Tensor, cache: KVCache, chunk: int | None = None) -> Tensor:
         """Read the part of the prompt that is not in `cache` yet, and commit it.
@@ -38,10 +38,7 @@ class Target(View):
         size = chunk or tokens.shape[1]
         for begin in range(0, tokens.shape[1], size):
             piece = tokens[:, begin : begin + size]
-            if self._reader is not None:
-                logits = self._reader.forward(piece, cache, keep=1)
-            else:
-                logits = self.forward(piece, cache, keep=1)
+            logits = self._reader.forward(piece, cache, keep=1)
             cache.commit(piece.shape[1])
         cache.compact()
         return logits[:, -1]

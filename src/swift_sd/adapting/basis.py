@@ -1,0 +1,112 @@
+"""What a search starts from: the seconds and the influence of each sublayer, measured once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+
+from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.influence import InfluenceView
+from swift_sd.adapting.objective import Rates
+from swift_sd.decoding.state import DecodingState
+from swift_sd.drafting.pace import Pace
+from swift_sd.model.draft_weights import AnyDraft
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.sublayers import Sublayers
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Known before any score.
+
+    Attributes:
+        costs: of this machine.
+        influence: how much each sublayer adds to the residual stream: attention of layers 1 to
+            depth - 2, then their MLPs.
+    """
+
+    costs: Costs
+    influence: tuple[float, ...]
+
+
+def measured_influence(
+    model: nn.Module, sublayers: Sublayers, state: DecodingState, tokens: int
+) -> tuple[float, ...]:
+    """By one forward over the latest `tokens`; the cache is as before.
+
+    Args:
+        model: the target, or what computes the same more quickly.
+    """
+    view = InfluenceView(model, sublayers)
+    end = state.cache.committed
+    with state.cache.rewound(tokens):
+        view.forward(state.tokens[:, end - tokens : end].to(state.device), state.cache, keep=1)
+    influence = view.influence
+    return (*influence.attention[1:-1], *influence.mlp[1:-1])
+
+
+def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
+    """What sublayers cost a draft step: by what a step loses that leaves all of a kind out.
+
+    Layers are alike, so each stands for all of its kind.
+    """
+    before = view.layer_set
+    depth, inner = before.depth, frozenset(range(1, before.depth - 1))
+    one = state.tokens[:, -2:-1].to(state.device)
+
+    def seconds(layer_set: LayerSet) -> float:
+        view.use(layer_set)
+        begin = perf_counter()
+        view.forward(one, state.cache).flatten()[:1].tolist()  # waits for the device
+        state.cache.rollback()
+        return perf_counter() - begin
+
+    with state.cache.rewound(1):
+        try:
+            whole = seconds(LayerSet.none(depth))
+            without = [seconds(LayerSet(depth, inner)), seconds(LayerSet(depth, mlp=inner))]
+        finally:
+            view.use(before)
+    # As shares of a step: it may have been a slow moment.
+    scale = (pace.draft_step or whole) / whole
+    attention, mlp = (scale * max(whole - rest, 0.0) / max(len(inner), 1) for rest in without)
+    return Costs(
+        step=scale * whole,
+        attention=(attention,) * depth,
+        mlp=(mlp,) * depth,
+        head=0.0,
+        context=state.cache.committed,
+    )
+
+
+def costs_to_dict(costs: Costs) -> dict[str, Any]:
+    """A JSON-ready form."""
+    return {
+        "step": costs.step,
+        "attention": list(costs.attention),
+        "mlp": list(costs.mlp),
+        "head": costs.head,
+        "context": costs.context,
+    }
+
+
+def costs_from_dict(data: Any, depth: int) -> Costs:
+    """What `costs_to_dict` wrote.
+
+    Raises:
+        KeyError, TypeError, ValueError: it did not, or for a model of another depth.
+    """
+    costs = Costs(
+        step=float(data["step"]),
+        attention=tuple(map(float, data["attention"])),
+        mlp=tuple(map(float, data["mlp"])),
+        head=float(data["head"]),
+        context=int(data["context"]),
+    )
+    if not len(costs.attention) == len(costs.mlp) == depth:
+        raise ValueError(f"costs of {len(costs.attention)} layers for a model of {depth}")
+    Rates(costs, lambda rows: costs.step, 1)  # refuses what is no seconds
+    return costs

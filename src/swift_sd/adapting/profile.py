@@ -1,0 +1,111 @@
+"""What was learned about drafting with a model, as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from swift_sd.adapting.fingerprint import machine_fingerprint, model_fingerprint
+from swift_sd.cache_folder import cache_root
+from swift_sd.errors import ProfileError
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Layer sets, their scores and measured costs, for one model.
+
+    `swift.profile` has what a `Swift` object knows; `Swift(model, profile=…)` starts from it.
+
+    Attributes:
+        model: fingerprint of the model; for another one the profile is refused.
+        machine: where costs were measured; on another machine they are measured anew, while layer
+            sets and scores are kept.
+        learned: what `Adaptation.to_dict` gives.
+        study: how far `swift-sd search` has come.
+    """
+
+    model: dict[str, Any]
+    machine: dict[str, Any]
+    learned: dict[str, Any]
+    study: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, learned: dict[str, Any]) -> Profile:
+        """What was learned, with the fingerprints of now."""
+        return cls(model_fingerprint(model), machine_fingerprint(model), learned)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Raise `ProfileError` if the profile is for another model, saying what differs."""
+        here = model_fingerprint(model)
+        for name, value in here.items():
+            if self.model.get(name) != value:
+                raise ProfileError(
+                    f"the profile is for another model: its {name} is {self.model.get(name)!r}, "
+                    f"here it is {value!r}; use the one that was made for this model, or none"
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Write it to `path` as JSON: complete or not at all.
+
+        Raises:
+            ProfileError: it cannot be written: no such folder, no right, no space.
+        """
+        path = Path(path)
+        text = json.dumps({"version": VERSION, **asdict(self)}, allow_nan=False) + "\n"
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+                draft = Path(folder) / path.name
+                with draft.open("w", encoding="utf-8") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+        except OSError as error:
+            raise ProfileError(
+                f"cannot write the profile {path}: {error.strerror or error}; choose another place"
+            ) from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read what `save` wrote.
+
+        Raises:
+            ProfileError: the file cannot be read, is damaged, or of a later version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ProfileError(
+                f"cannot read the profile {path}: {error.strerror or error}; check the path"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise ProfileError(f"the profile {path} is damaged: {error}; delete it") from None
+        parts = ("model", "machine", "learned")
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), dict) for key in parts):
+            raise ProfileError(f"{path} is no profile: parts of it are missing; delete it")
+        if data.get("version") != VERSION:
+            raise ProfileError(
+                f"the profile {path} has version {data.get('version')!r}, this swift-sd reads "
+                f"{VERSION}: make it anew"
+            )
+        return cls(**{key: data[key] for key in parts}, study=_study(data.get("study")))
+
+
+def _study(data: Any) -> dict[str, Any]:
+    """Where a search stopped; nothing if that cannot be made out, as it then just starts anew."""
+    is_known = isinstance(data, dict) and isinstance(data.get("done"), int) and data["done"] >= 0
+    return dict(data) if is_known else {}
+
+
+def automatic_path(model: PreTrainedModel) -> Path:
+    """Where the profile of `model` is kept unasked: a file of its own in the cache folder."""
+    identity = model_fingerprint(model)
+    return cache_root() / "profiles" / f"{identity['family']}-{identity['digest']}.json"

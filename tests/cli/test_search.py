@@ -1,0 +1,118 @@
+"""`swift-sd search`, and profiles on the command line."""
+
+import json
+
+import pytest
+
+from swift_sd.cli import search as command
+from swift_sd.cli.layer_map import layer_map
+from swift_sd.model.layer_set import LayerSet
+
+WORDS = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"
+
+
+@pytest.fixture
+def prompts_file(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"w{index} {WORDS}" for index in range(20, 24)) + "\n\n")
+    return path
+
+
+@pytest.fixture
+def search(swift_sd, model_folder, prompts_file, tmp_path):
+    out = tmp_path / "profile.json"
+
+    def run(*arguments, model=model_folder, prompts=prompts_file, out=out):
+        return (
+            *swift_sd("search", model, "--prompts", prompts, "--out", out, "-n", 24, *arguments),
+            out,
+        )
+
+    return run
+
+
+def test_it_writes_a_profile_and_shows_what_it_found(search, swift_sd, model_folder):
+    status, out, err, path = search()
+    assert status == 0, err
+    assert "skipped" in out
+    assert "attention" in out
+    assert "the search" in out
+    assert f"{path} is written" in err
+    profile = json.loads(path.read_text())
+    assert profile["study"]["done"] == 4
+    assert profile["learned"]["kinds"][0]["search"]["told"] > 0
+    status, out, err = swift_sd(
+        "generate", "-m", model_folder, "--profile", path, "-v", "-n", 20, f"w5 {WORDS}"
+    )
+    assert status == 0
+    assert "skipping:" in err
+    assert "never skipped" in err
+
+
+def test_the_same_command_goes_on_where_ctrl_c_stopped_it(search, monkeypatch):
+    answered, answer = [], command.Study._answer
+
+    def interrupted(self, text):
+        answered.append(text)
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        answer(self, text)
+
+    monkeypatch.setattr(command.Study, "_answer", interrupted)
+    status, out, err, path = search()
+    assert status == 130
+    assert "interrupted; the same command goes on" in err
+    assert "attention" in out
+    assert json.loads(path.read_text())["study"]["done"] == 2
+    status, _, err, path = search()
+    assert status == 0
+    assert "2 prompts are done already: 2 to go" in err
+    assert json.loads(path.read_text())["study"]["done"] == 4
+    assert [text.split()[0] for text in answered] == ["w20", "w21", "w22", "w22", "w23"]
+
+
+def test_other_prompts_start_from_what_is_known(search, tmp_path):
+    path = search()[-1]
+    told = json.loads(path.read_text())["learned"]["kinds"][-1]["search"]["told"]
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question_id": 1, "group": "a", "turns": [WORDS, "w3"]}))
+    status, _, err, path = search(prompts=other)
+    assert status == 0
+    assert "done already" not in err
+    profile = json.loads(path.read_text())
+    assert profile["study"]["done"] == 1
+    assert profile["learned"]["kinds"][-1]["search"]["told"] >= told
+
+
+def test_what_cannot_be_done_is_refused(search, refused, tmp_path):
+    refused(search(prompts=tmp_path / "absent.txt")[:3], "absent.txt")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    refused(search(prompts=tmp_path / "empty.txt")[:3], "holds no prompt")
+    refused(search(out=tmp_path / "no" / "x.json")[:3], "cannot write")
+    path = search()[-1]
+    other = json.loads(path.read_text())
+    other["model"]["digest"] = "another"
+    path.write_text(json.dumps(other))
+    refused(search()[:3], "another model")
+    path.write_text("{")
+    refused(search()[:3], "damaged")
+
+
+def test_generate_keeps_what_it_learned_unless_told_not_to(swift_sd, model_folder, own_cache):
+    ask = ("generate", "-m", model_folder, "-n", 60, "--ignore-eos", f"w5 {WORDS}")
+    for arguments in (("--profile", "none"), ("--plain",)):
+        assert swift_sd(*ask, *arguments)[0] == 0
+        assert not (own_cache / "profiles").exists()
+    assert swift_sd(*ask)[0] == 0
+    for file in (own_cache / "profiles").glob("*"):
+        assert json.loads(file.read_text())["version"] == 1
+
+
+def test_the_map_marks_every_sublayer():
+    text = str(layer_map(LayerSet(62, {1, 2, 60}, {3})))
+    lines = text.splitlines()
+    assert lines[0].split() == ["layer", "0", "10", "20", "30", "40", "50"]
+    assert lines[1] == "attention " + "□··" + "■" * 57
+    assert lines[2] == "MLP       " + "□■■·" + "■" * 56
+    assert lines[4] == "attention ·□"
+    assert max(map(len, lines[:-1])) <= 72

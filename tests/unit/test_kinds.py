@@ -1,0 +1,98 @@
+"""Kinds of input are as many as make a difference, and are found again."""
+
+import numpy as np
+import pytest
+
+from swift_sd import LayerSetError
+from swift_sd.adapting.kinds import MOST, Kinds
+
+DIMENSIONS = 12
+
+
+def prompts(axis, seed=0):
+    """Prompts of one kind lie around one axis."""
+    random = np.random.default_rng([seed, axis])
+    centre = np.eye(DIMENSIONS)[axis]
+    while True:
+        yield centre + 0.05 * random.normal(size=DIMENSIONS)
+
+
+def test_without_a_reason_there_is_one_kind():
+    kinds = Kinds()
+    assert {kinds.of(next(prompts(axis)))[0] for axis in range(DIMENSIONS)} == {kinds.latest}
+    assert len(kinds) == 1
+
+
+def test_a_kind_that_was_split_off_is_met_again_and_the_first_one_too():
+    kinds, streams = Kinds(), [prompts(0), prompts(1)]
+    first = [kinds.of(next(streams[0]))[0] for _ in range(5)][-1]
+    vector = next(streams[1])
+    kind, distance = kinds.of(vector)
+    assert kind is first
+    second = kinds.split(kind, vector, distance)
+    assert second is not first
+    for stream, expected in [(0, first), (1, second)] * 5:
+        assert kinds.of(next(streams[stream]))[0] is expected
+    assert len(kinds) == 2
+
+
+def test_the_second_prompt_of_all_may_be_another_kind_already():
+    kinds = Kinds()
+    first = kinds.of(next(prompts(0)))[0]
+    vector = next(prompts(1))
+    kind, distance = kinds.of(vector)
+    second = kinds.split(kind, vector, distance)
+    assert second is not first
+
+
+def test_a_prompt_like_those_before_means_that_the_kind_has_changed():
+    kinds, stream = Kinds(), prompts(0)
+    for _ in range(6):
+        kinds.of(next(stream))
+    centre = np.eye(DIMENSIONS)[0]
+    kind, distance = kinds.of(centre)
+    assert kinds.split(kind, centre, distance) is kind
+    assert len(kinds) == 1
+
+
+def test_the_only_prompt_of_a_kind_is_no_reason_to_split_it():
+    kinds, vector = Kinds(), next(prompts(0))
+    kind, distance = kinds.of(vector)
+    assert kinds.split(kind, vector, distance) is kind
+
+
+def test_they_are_bounded_and_the_one_not_met_for_longest_goes():
+    kinds = Kinds()
+    rng = np.random.default_rng(0)
+    kept = kinds.of(np.zeros(40))[0]
+    for _ in range(3 * MOST):
+        vector = 5 + 10 * rng.random(40)
+        kind, distance = kinds.of(vector)
+        kinds.split(kind, vector, distance)
+        assert kinds.of(np.zeros(40))[0] is kept
+    assert len(kinds) <= MOST
+
+
+def test_a_kind_survives_being_written_down():
+    kinds, stream = Kinds(), prompts(3)
+    for _ in range(4):
+        kinds.of(next(stream))
+    kind = kinds.latest
+    again = type(kind).from_dict(kind.to_dict(), 6)
+    vector = next(stream)
+    assert again.distance(vector) == pytest.approx(kind.distance(vector), rel=1e-2)
+    assert (again.prompts, again.best) == (4, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"centre": "x"}, {"centre": [[1.0]]}, {"prompts": None}, {"apart": float("nan")}),
+        {"search": {"best": None}},
+    ],
+)
+def test_a_damaged_kind_is_refused(change):
+    kinds = Kinds()
+    kinds.of(np.ones(3))
+    with pytest.raises(LayerSetError):
+        type(kinds.latest).from_dict({**kinds.latest.to_dict(), **change}, 6)
