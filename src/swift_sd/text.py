@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 
 class TextPieces(TextStreamer):
-    """Turns tokens into text that can be printed at once: words only when they are complete."""
+    """Turns tokens into text that can be printed at once: nothing in it changes later."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(tokenizer, skip_special_tokens=True)

@@ -47,8 +47,8 @@ def learner(swift):
 def fixed_costs(monkeypatch):
     """What a search finds must not depend on how busy the machine is."""
 
-    def costs(model, sublayers, state, plain):
-        depth = sublayers.depth
+    def costs(view, state, pace):
+        depth = view.layer_set.depth
         return Costs(1.0, (1 / (3 * depth),) * depth, (2 / (3 * depth),) * depth, 0.0, 8)
 
     monkeypatch.setattr(adapting, "measured_costs", costs)
@@ -180,6 +180,7 @@ class TestKindsOfInput:
         monkeypatch.setattr(PromptView, "mean", property(mean))
         monkeypatch.setattr(PromptView, "forward", reading)
 
+    @pytest.mark.usefixtures("fixed_costs")
     def test_a_change_founds_a_kind_and_going_back_costs_nothing(
         self, planted, prompt, monkeypatch
     ):
@@ -252,7 +253,7 @@ class TestPaper:
         swift = Swift(planted[0], config=SwiftConfig.paper())
         drafter, adapter = swift._experience.drafting(do_sample=False)
         assert drafter.name == "layer_skip"
-        assert adapter.reader is None
+        assert adapter.reader(swift.model) is None
         assert isinstance(learner(swift).search, PaperSearch)
 
 

@@ -38,8 +38,8 @@ def logits(prefix):
 class Rounding(ScriptedModel):
     """Over several rows the second of two nearly tied tokens seems the better one."""
 
-    def forward(self, input_ids, **kwargs):
-        output = super().forward(input_ids, **kwargs)
+    def forward(self, input_ids, cache, **kwargs):
+        output = super().forward(input_ids, cache, **kwargs)
         if input_ids.shape[1] > 1:
             for row in output.logits[0]:
                 top = row.topk(2)
