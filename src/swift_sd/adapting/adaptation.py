@@ -36,12 +36,11 @@ from swift_sd.model.view import View
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
-CREDIT = 3.0  # plain steps that looking for a gain may take before anything is known,
-HORIZON = 24  # and as many as the gain hoped for would win back over so many tokens
-SHARE = 0.005  # of all time, what it may take as long as no gain is in hand
-MOST = 0.2  # of all time, what it may take however much it has found
+SHARE = 0.02  # of all time, what the search may take as long as no gain is in sight,
+MOST = 0.1  # and while one is
+FIRST = 3.0  # plain steps that measuring costs and influence is expected to take
 DIFFERENT = 0.1  # of all sublayers
-WORTH = 1.05  # times plain decoding's speed: from here on a gain is in hand
+WORTH = 1.1  # times the speed of the set in use that must be hoped for: a gain is in sight
 
 
 class Adaptation:
@@ -79,6 +78,7 @@ class Adaptation:
         self._reading = reading
         self._eager = eager
         self._elapsed = self._spent = 0.0
+        self._latest: float | None = None  # seconds that the latest look took
         self._costs: Costs | None = None
         self._influence: tuple[float, ...] | None = None
         self._searching = Lock()
@@ -122,12 +122,13 @@ class Adaptation:
         tokens = min(WINDOW, state.cache.committed - 1)
         can = tokens >= FEWEST and state.cache.can_rewind(tokens)
         if can and self._searching.acquire(blocking=False):
-            begin = perf_counter()
             try:
                 if self._may_spend(kind):
+                    begin = perf_counter()
                     self._search(kind, state, tokens, view)
+                    self._latest = perf_counter() - begin
+                    self._spent += self._latest
             finally:
-                self._spent += perf_counter() - begin
                 self._searching.release()
         self._use(kind, view)
 
@@ -176,10 +177,10 @@ class Adaptation:
             return False
         if self._eager:
             return True
-        hope, gain = (search.hope, search.gain) if search is not None else (1.0, 1.0)
-        # Over HORIZON tokens the hoped for gain wins back so many steps.
-        credit = CREDIT + HORIZON * (1 - 1 / hope)
-        return self._spent <= credit * step + (MOST if gain > WORTH else SHARE) * self._elapsed
+        in_sight = search is not None and search.hope > WORTH * search.gain
+        share = MOST if in_sight else SHARE
+        needed = self._latest if self._latest is not None else FIRST * step
+        return self._spent + needed <= share * self._elapsed
 
     def _search(self, kind: Kind, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         if kind.search is None:
