@@ -10,7 +10,7 @@ from swift_sd.model.layer_set import LayerSet
 
 MAX_DRAFT_TOKENS = 256  # beyond this no acceptance rate pays for the verifying forward
 EXACT = ("auto", "strict", "off")
-DRAFT_BITS = (4, 8, 16)
+DRAFT_BITS = ("auto", 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class SwiftConfig:
             meanwhile, rather than in a small share of the time.
         draft_bits: 4 or 8 let the draft read copies of the weights, rounded to so many bits and
             made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
-            where there is no kernel for it, and with 16, it reads the model's own.
+            where there is no kernel for it, and with 16, it reads the model's own. "auto" takes 4,
+            or 8 for a model of less than 300 million parameters, which suffers more from rounding.
         exact: what is done about rounding. Over several rows a model may round differently than
             over one, so that in 16 bits another token wins than in plain decoding where two are
             nearly tied. "auto" verifies with operations that give, to the bit, what they give for
@@ -50,7 +51,7 @@ class SwiftConfig:
     early_stop: float | None = None
     skip_ratio: float | None = None
     eager_search: bool = False
-    draft_bits: Literal[4, 8, 16] = 4
+    draft_bits: Literal["auto", 4, 8, 16] = "auto"
     exact: Literal["auto", "strict", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class SwiftConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:
-            raise ConfigError(f"draft_bits is {self.draft_bits!r}; choose from 4, 8, 16")
+            raise ConfigError(f"draft_bits is {self.draft_bits!r}; choose from auto, 4, 8, 16")
         if self.exact not in EXACT:
             raise ConfigError(f"exact is {self.exact!r}; choose from {', '.join(EXACT)}")
         if self.layer_set is not None and not isinstance(self.layer_set, LayerSet):
