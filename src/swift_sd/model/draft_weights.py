@@ -70,7 +70,7 @@ class DraftWeights:
         model: Any = self._copy if self._copy is not None else self._model
         return DraftView(model, self._sublayers, layer_set)
 
-    def _round(self, bits: int | str) -> None:
+    def _round(self, bits: int) -> None:
         try:
             self._compiled = CompiledWeights(self._model, self._sublayers, bits, GROUP)
             self.error = self._relative_error()
