@@ -1,0 +1,50 @@
+"""The app on a port, until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from swift_sd.serve.app import create_app
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.limits import Limits
+from swift_sd.serve.metrics import Metrics
+
+
+class Server(uvicorn.Server):
+    """Stops in three steps: nothing new is taken, what runs is finished, the rest is given up."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn on SIGTERM and SIGINT."""
+        self._engine.drain()
+        await super().shutdown(sockets)
+
+
+def make_server(
+    engine: Engine,
+    metrics: Metrics,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    api_keys: tuple[str, ...] = (),
+    log_level: str = "info",
+) -> Server:
+    """A server that is not running yet; `run()` blocks until it is stopped."""
+    config = uvicorn.Config(
+        create_app(engine, metrics, limits, api_keys),
+        host=host,
+        port=port,
+        log_level=log_level,
+        access_log=False,
+        timeout_graceful_shutdown=int(limits.grace) or 1,
+        # Behind all limits of our own: so many connections at one time.
+        limit_concurrency=4 * limits.places + 256,
+        server_header=False,
+    )
+    return Server(config, engine)
