@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
 from swift_sd.serve.served import Served
-from swift_sd.serve.server import make_server
+from swift_sd.serve.server import listen, make_server
 from swift_sd.testing.families import tiny_model
 
 TEMPLATE = (
@@ -105,11 +104,8 @@ def running(swifts: dict[str, Swift], limits: Limits, **kwargs) -> Iterator[Runn
     metrics = Metrics()
     served = [Served(name, swift) for name, swift in swifts.items()]
     engine = Engine(served, limits.active, metrics)
-    server = make_server(
-        engine, metrics, limits, host="127.0.0.1", port=0, log_level="error", **kwargs
-    )
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    server = make_server(engine, metrics, limits, log_level="error", **kwargs)
+    with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

@@ -76,9 +76,7 @@ def test_a_seed_gives_the_sample_of_the_model_alone(client, plain, temperature):
 
 def test_without_a_seed_samples_differ(client):
     asked = {"model": "tiny", "messages": MESSAGES, "max_tokens": 40}
-    answers = {
-        client.chat.completions.create(**asked).choices[0].message.content for _ in range(3)
-    }
+    answers = {client.chat.completions.create(**asked).choices[0].message.content for _ in range(3)}
     assert len(answers) == 3
 
 

@@ -18,6 +18,8 @@ from swift_sd.cli.generate import EPILOG as GENERATE_EPILOG
 from swift_sd.cli.generate import generate
 from swift_sd.cli.inspect import EPILOG as INSPECT_EPILOG
 from swift_sd.cli.inspect import inspect
+from swift_sd.cli.serve import EPILOG as SERVE_EPILOG
+from swift_sd.cli.serve import serve
 from swift_sd.cli.terminal import fail
 from swift_sd.errors import SwiftError
 
@@ -29,6 +31,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 app.command(epilog=GENERATE_EPILOG)(generate)
 app.command(epilog=CHAT_EPILOG)(chat)
 app.command(epilog=INSPECT_EPILOG)(inspect)
+app.command(epilog=SERVE_EPILOG)(serve)
 app.add_typer(bench, name="bench")
 
 

@@ -6,6 +6,7 @@ import socket
 
 import uvicorn
 
+from swift_sd.errors import ConfigError
 from swift_sd.serve.app import create_app
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
@@ -25,24 +26,36 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, port 0 for any that is free.
+
+    Raises:
+        ConfigError: the address is not this machine's, or something else listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another "
+            "--host or --port"
+        ) from None
+
+
 def make_server(
     engine: Engine,
     metrics: Metrics,
     limits: Limits,
     *,
-    host: str,
-    port: int,
     api_keys: tuple[str, ...] = (),
     log_level: str = "info",
 ) -> Server:
-    """A server that is not running yet; `run()` blocks until it is stopped."""
+    """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
     config = uvicorn.Config(
         create_app(engine, metrics, limits, api_keys),
-        host=host,
-        port=port,
         log_level=log_level,
         access_log=False,
-        timeout_graceful_shutdown=int(limits.grace) or 1,
+        timeout_graceful_shutdown=max(int(limits.grace), 1),
         # Behind all limits of our own: so many connections at one time.
         limit_concurrency=4 * limits.places + 256,
         server_header=False,
