@@ -35,7 +35,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused; the message says why."},
     "5XX": {"model": ErrorBody, "description": "The server could not answer."},
 }
-STREAMED: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAMED: dict[str, Any] = {"text/event-stream": {"schema": EVENT}}
 
 
 class Models(BaseModel):

@@ -8,14 +8,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 GREEDY_BELOW = 0.01  # temperatures under it pick the likeliest token anyway, or overflow
 
+
+def _readable(text: str) -> str:
+    """JSON can write halves of characters, which no tokenizer reads."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("there is half a character (a lone surrogate) in it") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_readable)]
 Empty = Annotated[list[Any], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
@@ -29,14 +40,14 @@ class TextPart(Strict):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One message of a conversation; the fields that must be empty come with OpenAI's answers."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -142,8 +153,8 @@ class Complete(Ask):
     """The body of `POST /v1/completions`."""
 
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=1)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1, max_length=1)]
     )
