@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import json
+import signal
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,8 @@ EPILOG = """[bold]Examples[/bold]
   swift-sd serve ./my-model --ray --replicas 2
 
   swift-sd serve --ray --autoscaling max_replicas=4
+
+  torchrun --nproc-per-node 2 -m swift_sd serve … --tensor-parallel 2 --early-stop 0.8
 """
 NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas"
 USUAL = Limits()
@@ -105,6 +108,15 @@ def serve(
             rich_help_panel=REPLICAS,
         ),
     ] = None,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Split models over N processes, started by torchrun.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = 1,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     plain: options.Plain = False,
@@ -124,6 +136,8 @@ def serve(
     scale = _scale(autoscaling or [])
     if not ray and (replicas is not None or scale):
         raise ConfigError("--replicas and --autoscaling are for --ray: add it, or drop them")
+    if ray and tensor_parallel > 1:
+        raise ConfigError("--ray does not start torchrun's processes: drop --tensor-parallel")
     if replicas is not None and scale:
         raise ConfigError("--autoscaling decides how many replicas there are: drop --replicas")
     _require("fastapi", "serve")
@@ -138,6 +152,7 @@ def serve(
         config=config,
         limits=limits,
         api_keys=tuple(api_key or ()),
+        tensor_parallel=tensor_parallel,
     )
     if not (_is_loopback(host) or spec.api_keys):
         note(f"anyone who reaches {host} is answered; --api-key asks for a key")
@@ -147,24 +162,39 @@ def serve(
         on_ray.run(
             spec, host=host, port=port, replicas=replicas or 1, autoscaling=scale, blocking=True
         )
+    elif tensor_parallel > 1:
+        _serve_split(spec, host, port)
     else:
         _serve_here(spec, host, port)
 
 
 def _serve_here(spec: Spec, host: str, port: int) -> None:
     from swift_sd.cli.session import quiet_transformers
-    from swift_sd.serve.server import listen, make_server
-    from swift_sd.serve.spec import load, make_engine
+    from swift_sd.serve.server import listen, run
+    from swift_sd.serve.spec import load
 
     with listen(host, port) as listener, quiet_transformers():  # a taken port fails at once
         with progress("loading") as tell:
-            engine, metrics = make_engine(spec, load(spec, tell))
+            served = load(spec, tell)
         address = listener.getsockname()
         note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
-        server = make_server(
-            engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning"
-        )
-        server.run(sockets=[listener])
+        run(spec, served, listener)
+
+
+def _serve_split(spec: Spec, host: str, port: int) -> None:
+    """On each process that torchrun started; the first one has the port."""
+    from swift_sd.cli.session import quiet_transformers
+    from swift_sd.serve import lockstep
+    from swift_sd.serve.spec import load
+
+    if lockstep.join(spec.tensor_parallel) == 0:
+        _serve_here(spec, host, port)
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first one decides
+            signal.signal(number, signal.SIG_IGN)
+        with quiet_transformers():
+            served = load(spec, lambda message: None)
+            lockstep.follow({one.name: one.swift for one in served})
 
 
 def _scale(pairs: list[str]) -> dict[str, Any]:

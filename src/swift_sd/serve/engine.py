@@ -131,6 +131,8 @@ class Engine:
         for response in self._active:
             response.close()
             response.job.deliver(Failure(Refused("the server was shut down")))
+        for leader in {one.leader for one in self.models.values() if one.leader is not None}:
+            leader.end()
 
     def _ready(self) -> bool:
         """Fill free places; wait while there is nothing to do. False when all is over."""

@@ -11,6 +11,7 @@ from swift_sd.errors import ConfigError
 from swift_sd.serve.decoding import Decoding, fresh_seed
 from swift_sd.serve.figures import Figures
 from swift_sd.serve.jobs import Job
+from swift_sd.serve.lockstep import Leader
 from swift_sd.serve.response import Response
 from swift_sd.swift import Swift
 
@@ -22,6 +23,7 @@ class Served:
     Attributes:
         name: what clients call it.
         swift: has a tokenizer.
+        leader: decodes together with other processes, if there are any.
 
     Raises:
         ConfigError: there is no tokenizer.
@@ -29,6 +31,7 @@ class Served:
 
     name: str
     swift: Swift
+    leader: Leader | None = None
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     figures: Figures = field(init=False)
     ends: frozenset[int] = field(init=False)
@@ -55,4 +58,6 @@ class Served:
 
     def decoding(self, job: Job, seed: int) -> Decoding:
         """The steps that answer `job`."""
-        return Decoding(self.swift, job.inputs, job.arguments, seed)
+        if self.leader is None:
+            return Decoding(self.swift, job.inputs, job.arguments, seed)
+        return self.leader.start(self.name, self.swift, job.inputs, job.arguments, seed)

@@ -11,6 +11,8 @@ from swift_sd.serve.app import create_app
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
+from swift_sd.serve.served import Served
+from swift_sd.serve.spec import Spec, make_engine
 
 
 class Server(uvicorn.Server):
@@ -61,3 +63,12 @@ def make_server(
         server_header=False,
     )
     return Server(config, engine)
+
+
+def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
+    """Answer at `listener` until SIGTERM or SIGINT."""
+    engine, metrics = make_engine(spec, served)
+    server = make_server(
+        engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning"
+    )
+    server.run(sockets=[listener])

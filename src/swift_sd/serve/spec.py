@@ -9,6 +9,7 @@ from pathlib import Path
 from swift_sd import loading
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError
+from swift_sd.serve import lockstep
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -27,9 +28,11 @@ class Spec:
         limits: what clients may ask for.
         api_keys: one of them has to be given, if there are any.
         profile: a file that keeps what is learned.
+        tensor_parallel: over how many processes each model is split.
 
     Raises:
-        ConfigError: no model, or several for one profile; a key that cannot be sent.
+        ConfigError: no model, or several for one profile; a key that cannot be sent; drafts that
+            would differ between processes.
     """
 
     models: dict[str, str]
@@ -39,6 +42,7 @@ class Spec:
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = ()
     profile: Path | None = None
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -47,6 +51,8 @@ class Spec:
             raise ConfigError(
                 "a profile is for one model; start one server for each, or leave it out"
             )
+        if self.tensor_parallel > 1:
+            object.__setattr__(self, "config", lockstep.lockstep_config(self.config))
         for key in self.api_keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigError("an API key must be of ASCII characters without spaces")
@@ -79,13 +85,18 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
     Raises:
         SwiftError: one of them cannot be had or served.
     """
+    leader = lockstep.Leader() if spec.tensor_parallel > 1 else None
     made: list[Served] = []
     for name, source in spec.models.items():
         model, tokenizer = loading.load(
-            source, dtype=spec.dtype, device=spec.device, on_progress=tell
+            source,
+            dtype=spec.dtype,
+            device=spec.device,
+            on_progress=tell,
+            tensor_parallel=spec.tensor_parallel,
         )
         tell(f"looking for sublayers of {name} to skip")
-        made.append(Served(name, Swift(model, tokenizer, spec.config)))
+        made.append(Served(name, Swift(model, tokenizer, spec.config), leader))
     return made
 
 
