@@ -68,7 +68,5 @@ def make_server(
 def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
     """Answer at `listener` until SIGTERM or SIGINT."""
     engine, metrics = make_engine(spec, served)
-    server = make_server(
-        engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning"
-    )
+    server = make_server(engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning")
     server.run(sockets=[listener])
