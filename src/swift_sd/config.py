@@ -10,6 +10,7 @@ from swift_sd.model.layer_set import LayerSet
 
 MAX_DRAFT_TOKENS = 256  # beyond this no acceptance rate pays for the verifying forward
 EXACT = ("auto", "strict", "off")
+DRAFT_BITS = (4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class SwiftConfig:
             whether to draft at all. A number is the paper's ε (SWIFT, section 4.2): drafting stops
             behind a token whose probability is below it, and the number of alternatives follows
             the paper's table.
+        draft_bits: 4 or 8 let the draft read copies of the weights, rounded to so many bits and
+            made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
+            where there is no kernel for it, and with 16, it reads the model's own.
         exact: what is done about rounding. Over several rows a model may round differently than
             over one, so that in 16 bits another token wins than in plain decoding where two are
             nearly tied. "auto" verifies with operations that give, to the bit, what they give for
@@ -39,6 +43,7 @@ class SwiftConfig:
     max_draft_tokens: int = 25
     tree: bool = True
     early_stop: float | None = None
+    draft_bits: Literal[4, 8, 16] = 4
     exact: Literal["auto", "strict", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -56,6 +61,8 @@ class SwiftConfig:
             )
         if not isinstance(self.tree, bool):
             raise ConfigError(f"tree is {self.tree!r}; give True or False")
+        if self.draft_bits not in DRAFT_BITS:
+            raise ConfigError(f"draft_bits is {self.draft_bits!r}; choose from 4, 8, 16")
         if self.exact not in EXACT:
             raise ConfigError(f"exact is {self.exact!r}; choose from {', '.join(EXACT)}")
         if self.layer_set is not None and not isinstance(self.layer_set, LayerSet):
@@ -67,7 +74,7 @@ class SwiftConfig:
     @classmethod
     def paper(cls) -> SwiftConfig:
         """The setting of the paper: ε = 0.8, at most 25 draft tokens (SWIFT, section 5.1)."""
-        return cls(max_draft_tokens=25, tree=True, early_stop=0.8)
+        return cls(max_draft_tokens=25, tree=True, early_stop=0.8, draft_bits=16)
 
     @classmethod
     def plain(cls) -> SwiftConfig:

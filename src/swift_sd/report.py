@@ -54,6 +54,9 @@ def _who(summary: dict[str, Any]) -> str:
         "layer_skip": f"by the model with {len(skipped['attention'])} attention and "
         f"{len(skipped['mlp'])} MLP sublayers skipped",
         "copying": "copied from the text",
+        "recycling": "by the model's own runner-ups seen before",
+        "copying+recycling": "by both",
+        "cascade": "foreseen so and agreed to by the model with them skipped",
     }
     parts = [f"{count} {words.get(name, name)}" for name, count in summary["drafters"].items()]
     plain = summary["target_forwards"] - 1 - sum(summary["drafters"].values())

@@ -28,7 +28,7 @@ from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
-from swift_sd.model.kv_cache import write_back
+from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import context_length
 from swift_sd.model.sublayers import check_ready, find_sublayers
@@ -193,11 +193,12 @@ class Swift:
             return output
         scores: Any = None if state.scores is None else tuple(state.scores)
         logits: Any = None if state.logits is None else tuple(state.logits)
+        kept: Any = request.past_key_values if request.keeps_cache else None
         return GenerateDecoderOnlyOutput(
             sequences=sequences,
             scores=scores,
             logits=logits,
-            past_key_values=request.past_key_values if request.keeps_cache else None,
+            **{generate_cache_name(): kept},
         )
 
     def costs(self, context: int = 64) -> Costs:

@@ -13,7 +13,10 @@ from swift_sd import (
     UnsupportedArgument,
     UnsupportedModel,
 )
+from swift_sd.model.kv_cache import generate_cache_name
 from swift_sd.testing.families import tiny_model
+
+CACHE = generate_cache_name()
 
 GREEDY = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
 
@@ -40,12 +43,12 @@ def padded(ids, by=4):
 
 def test_padding_is_refused_together_with_a_users_cache(model_of, swift_of, prompt):
     with pytest.raises(UnsupportedArgument, match="padding"):
-        swift_of(model_of()).generate(**padded(prompt(9)), past_key_values=DynamicCache(), **GREEDY)
+        swift_of(model_of()).generate(**padded(prompt(9)), **{CACHE: DynamicCache()}, **GREEDY)
 
 
 def test_a_padded_prompt_returns_no_cache_that_would_not_fit(model_of, swift_of, prompt):
     out = swift_of(model_of()).generate(**padded(prompt(9)), return_dict_in_generate=True, **GREEDY)
-    assert out.past_key_values is None
+    assert getattr(out, CACHE) is None
     assert out.sequences.shape == (1, 4 + 9 + 8)
 
 

@@ -5,6 +5,10 @@ import torch
 from transformers import DynamicCache
 from transformers.generation import BaseStreamer
 
+from swift_sd.model.kv_cache import generate_cache_name
+
+CACHE = generate_cache_name()
+
 KINDS = ("llama", "mistral", "gemma3_text")  # full attention, sliding, and both
 FIXED = {"do_sample": False, "eos_token_id": None}
 
@@ -115,7 +119,7 @@ def test_the_returned_cache_is_transformers_own(model_of, swift_of, prompt, fami
     kwargs = {"return_dict_in_generate": True, "max_new_tokens": new, **FIXED}
     expected = model.generate(prompt(), **kwargs)
     actual = swift_of(model, skip).generate(prompt(), **kwargs)
-    assert_same_cache(actual.past_key_values, expected.past_key_values)
+    assert_same_cache(actual[CACHE], expected[CACHE])
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -130,8 +134,8 @@ def test_a_conversation_over_one_cache(model_of, swift_of, prompt, family, lengt
     ids = prompt(length)
     for number, turn in enumerate(turns):
         kwargs = {"max_new_tokens": 9, **FIXED}
-        expected = model.generate(ids, past_key_values=caches["expected"], **kwargs)
-        actual = methods[turn](ids, past_key_values=caches["actual"], **kwargs)
+        expected = model.generate(ids, **{CACHE: caches["expected"]}, **kwargs)
+        actual = methods[turn](ids, **{CACHE: caches["actual"]}, **kwargs)
         assert torch.equal(actual, expected)
         assert_same_cache(caches["actual"], caches["expected"])
         ids = torch.cat([expected, prompt(4, seed=number)], dim=1)
@@ -145,8 +149,8 @@ def test_a_cache_made_without_a_config_serves_too(model_of, swift_of, prompt, fa
     caches, ids = (DynamicCache(), DynamicCache()), prompt()
     for number in range(2):
         kwargs = {"max_new_tokens": 9, **FIXED}
-        expected = model.generate(ids, past_key_values=caches[0], **kwargs)
-        assert torch.equal(swift.generate(ids, past_key_values=caches[1], **kwargs), expected)
+        expected = model.generate(ids, **{CACHE: caches[0]}, **kwargs)
+        assert torch.equal(swift.generate(ids, **{CACHE: caches[1]}, **kwargs), expected)
         assert_same_cache(caches[1], caches[0])
         ids = torch.cat([expected, prompt(4, seed=number)], dim=1)
 
@@ -158,9 +162,9 @@ def test_a_returned_cache_can_be_continued(model_of, swift_of, prompt, family):
     first = swift.generate(prompt(), return_dict_in_generate=True, max_new_tokens=9, **FIXED)
     ids, kwargs = first.sequences, {"max_new_tokens": 9, **FIXED}
     expected = model.generate(ids, **kwargs)
-    actual = swift.generate(ids, past_key_values=first.past_key_values, **kwargs)
+    actual = swift.generate(ids, **{CACHE: first[CACHE]}, **kwargs)
     assert torch.equal(actual, expected)
-    assert first.past_key_values.get_seq_length() == expected.shape[1] - 1
+    assert first[CACHE].get_seq_length() == expected.shape[1] - 1
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -170,10 +174,10 @@ def test_only_the_new_ids_with_a_mask_for_all(model_of, swift_of, prompt, family
     for method in (model.generate, swift_of(model).generate):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(input_ids=prompt(), past_key_values=cache)
+            model(input_ids=prompt(), **{CACHE: cache})
         kwargs = {"attention_mask": torch.ones(1, 16, dtype=torch.long), "max_new_tokens": 9}
         results.append(
-            method(prompt(4, seed=1), past_key_values=cache, **kwargs, **FIXED),
+            method(prompt(4, seed=1), **{CACHE: cache}, **kwargs, **FIXED),
         )
     assert torch.equal(*results)
 
@@ -182,11 +186,9 @@ def test_a_prefix_without_its_last_token_read_in_chunks(model_of, swift_of, prom
     model = model_of("gemma3_text")
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=prompt(20)[:, :11], past_key_values=cache)
+        model(input_ids=prompt(20)[:, :11], **{CACHE: cache})
     kwargs = {"max_new_tokens": 9, **FIXED}
-    actual = swift_of(model).generate(
-        prompt(20), past_key_values=cache, prefill_chunk_size=2, **kwargs
-    )
+    actual = swift_of(model).generate(prompt(20), **{CACHE: cache}, prefill_chunk_size=2, **kwargs)
     assert torch.equal(actual, model.generate(prompt(20), **kwargs))
 
 
@@ -205,7 +207,7 @@ def test_an_inference_mode_caller_is_served(model_of, swift_of, prompt):
 def test_what_comes_out_can_be_written_to(model_of, swift_of, prompt):
     """No inference tensors: users mask scores and pad sequences in place."""
     out = swift_of(model_of()).generate(prompt(), max_new_tokens=5, **WITH_SCORES)
-    cache = [t for layer in out.past_key_values.layers for t in (layer.keys, layer.values)]
+    cache = [t for layer in out[CACHE].layers for t in (layer.keys, layer.values)]
     for tensor in (out.sequences, *out.scores, *out.logits, *cache):
         assert not tensor.is_inference()
         tensor.mul_(2)

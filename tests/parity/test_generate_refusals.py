@@ -15,7 +15,10 @@ from swift_sd import (
     SwiftConfig,
     UnsupportedArgument,
 )
+from swift_sd.model.kv_cache import generate_cache_name
 from swift_sd.testing.families import tiny_model
+
+CACHE = generate_cache_name()
 
 REFUSED = {
     "num_beams": {"num_beams": 2},
@@ -69,8 +72,8 @@ def test_embeddings_instead_of_ids_are_refused(model, swift_of, prompt):
 def test_another_kind_of_cache_is_refused(model, swift_of, prompt):
     cache = StaticCache(config=model.config, max_cache_len=64)
     with pytest.raises(UnsupportedArgument, match="StaticCache") as caught:
-        swift_of(model).generate(prompt(), past_key_values=cache, max_new_tokens=5)
-    assert caught.value.argument == "past_key_values"
+        swift_of(model).generate(prompt(), **{CACHE: cache}, max_new_tokens=5)
+    assert caught.value.argument == CACHE
 
 
 def test_a_mask_with_holes_is_refused(model, swift_of, prompt):

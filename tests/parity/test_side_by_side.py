@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from swift_sd.model.kv_cache import generate_cache_name
 from swift_sd.testing.families import tiny_model
+
+CACHE = generate_cache_name()
 
 GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 24}
 
@@ -87,13 +90,13 @@ def test_threads_get_what_they_get_alone(swift_of, prompt, sharing):
 def test_a_response_given_up_leaves_the_users_cache_as_far_as_it_came(model_of, swift_of, prompt):
     model = model_of()
     swift, cache = swift_of(model, "none"), DynamicCache(config=model.config)
-    steps = swift.steps(prompt(), past_key_values=cache, **GREEDY)
+    steps = swift.steps(prompt(), **{CACHE: cache}, **GREEDY)
     tokens = [*next(steps).tokens, *next(steps).tokens]
     steps.close()
     assert cache.get_seq_length() == 12 + len(tokens) - 1
     ids = torch.cat([prompt(), torch.tensor([tokens])], dim=1)
     expected = model.generate(ids, **GREEDY)
-    assert torch.equal(model.generate(ids, past_key_values=cache, **GREEDY), expected)
+    assert torch.equal(model.generate(ids, **{CACHE: cache}, **GREEDY), expected)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
@@ -110,11 +113,11 @@ def test_an_error_leaves_the_users_cache_consistent(model_of, swift_of, prompt, 
         return scores
 
     with pytest.raises(RuntimeError, match="stop here"):
-        swift.generate(prompt(), past_key_values=cache, logits_processor=[failing], **GREEDY)
+        swift.generate(prompt(), **{CACHE: cache}, logits_processor=[failing], **GREEDY)
     ids = seen[-1]
     assert cache.get_seq_length() == ids.shape[1] - 1
     expected = model.generate(ids, **GREEDY)
-    assert torch.equal(swift.generate(ids, past_key_values=cache, **GREEDY), expected)
+    assert torch.equal(swift.generate(ids, **{CACHE: cache}, **GREEDY), expected)
 
 
 def test_the_trace_is_of_the_response_that_started_last(model_of, swift_of, prompt):

@@ -8,10 +8,10 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.model.exact_rows import (
-    AsItIs,
     ColumnMajor,
     ExactRows,
     RowByRow,
+    as_it_is,
     exact_forms,
     is_exact,
 )
@@ -77,7 +77,7 @@ def test_the_share_of_rows_computed_alone_is_limited():
     model = tiny_model("llama", hidden_size=64, intermediate_size=2048)  # float32: orders differ
     forms = exact_forms(model, 1.0)
     assert set(forms.values()) <= {ColumnMajor, RowByRow}
-    assert AsItIs not in forms.values()
+    assert as_it_is not in forms.values()
     if RowByRow in forms.values():
         assert exact_forms(model, 0.0) is None
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift_sd.model import kv_cache
+from swift_sd.model import layer_buffer
 from swift_sd.model.kv_cache import KVCache
 
 HEADS, WIDTH = 2, 3
@@ -154,7 +154,7 @@ def test_a_long_prompts_rows_are_given_back_by_a_sliding_layer_only():
     address = full.keys.data_ptr()
     cache.compact()
     assert full.keys.data_ptr() == address
-    assert sliding.keys.shape[2] <= 2 * (4 + kv_cache.SLIDING_SPARE)
+    assert sliding.keys.shape[2] <= 2 * (4 + layer_buffer.SLIDING_SPARE)
     assert write(cache, [2000, 2001])[1] == [1997, 1998, 1999, 2000, 2001]
 
 
@@ -196,7 +196,7 @@ def test_every_layer_sees_its_window_of_the_true_sequence(windows, prompt, reser
             assert seen == (sequence + scratch + new)[cache.buffers[layer].first_visible(start) :]
         return new
 
-    before, kv_cache.SLIDING_SPARE = kv_cache.SLIDING_SPARE, spare
+    before, layer_buffer.SLIDING_SPARE = layer_buffer.SLIDING_SPARE, spare
     try:
         cache = KVCache(windows, reserve)
         sequence += forward(prompt, [], set())
@@ -219,4 +219,4 @@ def test_every_layer_sees_its_window_of_the_true_sequence(windows, prompt, reser
             if window is not None and len(sequence) > 200:
                 assert buffer.keys.shape[2] < 100  # does not grow with the sequence
     finally:
-        kv_cache.SLIDING_SPARE = before
+        layer_buffer.SLIDING_SPARE = before

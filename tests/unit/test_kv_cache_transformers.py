@@ -4,9 +4,17 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from swift_sd.model.kv_cache import KVCache, attention_windows, read_prefix, write_back
+from swift_sd.model.kv_cache import (
+    KVCache,
+    attention_windows,
+    generate_cache_name,
+    read_prefix,
+    write_back,
+)
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
+
+CACHE = generate_cache_name()
 
 FAMILIES = ("llama", "mistral", "gemma3_text")  # full, sliding, and both
 
@@ -15,7 +23,7 @@ FAMILIES = ("llama", "mistral", "gemma3_text")  # full, sliding, and both
 def read_by_transformers(model, ids, chunk=None) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     for piece in ids.split(chunk or ids.shape[1], dim=1):
-        model(input_ids=piece, past_key_values=cache)
+        model(input_ids=piece, **{CACHE: cache})
     return cache
 
 

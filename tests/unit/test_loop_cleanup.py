@@ -30,7 +30,7 @@ class Interrupted:
         state.cache.rollback()
         return DraftTree()
 
-    def learn(self, tree, path, step):
+    def learn(self, tree, path, step, logits):
         pass
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from swift_sd.model.kv_cache import generate_cache_name
 from swift_sd.testing.families import FAMILIES, RECURRENT_FAMILIES, SPECIAL_FAMILIES, tiny_model
 from swift_sd.testing.planted import planted_model
+
+CACHE = generate_cache_name()
 
 EVERY_FAMILY = (*FAMILIES, *SPECIAL_FAMILIES, *RECURRENT_FAMILIES)
 NEW_TOKENS = 24
@@ -82,7 +85,7 @@ def test_a_deepened_model_generates_the_same_with_and_without_a_cache(family: st
         prompt(0),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
-        past_key_values=DynamicCache(config=deepened.config),
+        **{CACHE: DynamicCache(config=deepened.config)},
     )
     uncached = deepened.generate(
         prompt(0), max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=False

@@ -15,7 +15,7 @@ from swift_sd.adapting.rate_search import RateSearch
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.pace import Pace
-from swift_sd.model.draft_view import DraftView
+from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
@@ -61,7 +61,7 @@ class Adaptation:
         """The best set known; None before anything is."""
         return self.search.best if self.search is not None else None
 
-    def adapt(self, state: DecodingState, step: Step, view: DraftView) -> None:
+    def adapt(self, state: DecodingState, step: Step, view: AnyDraft) -> None:
         """Spend a little of what may be spent; `view` then skips the best set known."""
         self._elapsed += step.seconds
         tokens = min(WINDOW, state.cache.committed - 1)
@@ -86,7 +86,7 @@ class Adaptation:
         share = MOST if gain > WORTH else SHARE
         return self._spent <= CREDIT * step + share * self._elapsed
 
-    def _score(self, state: DecodingState, tokens: int, view: DraftView) -> None:
+    def _score(self, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         assert self.search is not None
         window = Window(View(self._model), state, tokens)
         candidate = self.search.ask()
@@ -129,7 +129,7 @@ class Adapting:
         view: the sub-network of this response.
     """
 
-    def __init__(self, adaptation: Adaptation, view: DraftView) -> None:
+    def __init__(self, adaptation: Adaptation, view: AnyDraft) -> None:
         self._adaptation, self._view = adaptation, view
 
     def adapt(self, state: DecodingState, step: Step) -> None:

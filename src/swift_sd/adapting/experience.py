@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation, Adapting
-from swift_sd.adapting.governor import Governed, Governor, Ledger
+from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
+from swift_sd.adapting.prior import measured_prior
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
-from swift_sd.drafting.calibration import Calibration
-from swift_sd.drafting.copying import CopyDrafter
-from swift_sd.drafting.growth import CostGrowth, Growth, PaperGrowth
-from swift_sd.drafting.layer_skip import LayerSkipDrafter
-from swift_sd.drafting.pace import Pace
-from swift_sd.model.draft_view import DraftView
-from swift_sd.model.exact_rows import ExactRows, Forms, exact_forms, is_exact
+from swift_sd.drafting.calibration import Calibrations
+from swift_sd.drafting.growth import CostGrowth, PaperGrowth
+from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
+from swift_sd.drafting.pace import Pace, Prior
+from swift_sd.drafting.recall import RecallDrafter
+from swift_sd.drafting.recycling import Successors
+from swift_sd.model.draft_weights import DraftWeights
+from swift_sd.model.exact_rows import (
+    AttentionKernels,
+    ExactRows,
+    Forms,
+    compiled_reader,
+    exact_forms,
+    is_exact,
+)
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
+from swift_sd.native.compiler import find_kernels
 
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
@@ -43,15 +55,20 @@ class Experience:
         self._config = config
         # Forwards over a few tokens, once: so that no response has to wait for them.
         self._reads_trees = self._can_read_trees()
+        self._attention_kernels = AttentionKernels(find_kernels())
         self._exact_forms = self._find_exact_forms()
-        self._start = LayerSet.unified(sublayers.depth)
+        bits = config.draft_bits if config.max_draft_tokens else 16
+        self.draft_weights = DraftWeights(model, sublayers, bits)
+        is_paper = config.early_stop is not None
+        start = LayerSet.unified if is_paper else LayerSet.none
+        self._start = start(sublayers.depth)
         if config.layer_set is not None:
             config.layer_set.check_depth(sublayers.depth)
-        self.calibration = Calibration()
-        self.copy_calibration = Calibration()
-        self.pace = Pace(model.device)
-        self.ledger = Ledger(self.pace)
-        self.copy_ledger = Ledger(self.pace)
+        self.calibrations = Calibrations()
+        self.successors = Successors()
+        self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
+        self.ledger = Ledger(self.pace, self.purse, TRUST)
+        self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
         self.adaptation = Adaptation(
             model, sublayers, self.pace, config.max_draft_tokens, self._forget
         )
@@ -60,7 +77,11 @@ class Experience:
         """The model as it is now, to read prompts and verify drafts."""
         if self._exact_forms is None:
             return Target(self._model)
-        return Target(self._model, ExactRows(self._model, self._sublayers, self._exact_forms))
+        return Target(
+            self._model,
+            self._exact_view(self._exact_forms),
+            compiled_reader(self._model, self._exact_forms),
+        )
 
     @property
     def tolerance(self) -> float:
@@ -81,30 +102,41 @@ class Experience:
         """
         if not self._config.max_draft_tokens:
             return None, None
-        view = DraftView(self._model, self._sublayers, self.layer_set)
-        drafter = LayerSkipDrafter(view, self._growth(do_sample))
+        view = self.draft_weights.view(self.layer_set)
         if self._config.early_stop is not None:
-            return drafter, None
-        growth = CostGrowth(self.copy_calibration, self.pace, is_tree=False)
-        governor = Governor(
-            Governed(CopyDrafter(growth), self.copy_ledger),
-            Governed(drafter, self.ledger),
-            growth,
-            self.pace,
-        )
+            alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
+            widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
+            return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), None
+        growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
+        recall = RecallDrafter(growth, self.successors)
+        drafters = [
+            Governed(recall, self.recall_ledger, recall.promise, foresees=True),
+            Governed(
+                LayerSkipDrafter(view, growth, recall),
+                self.ledger,
+                lambda state, budget: supposed(self.pace),
+                foresees=False,
+            ),
+        ]
+        governor = Governor(drafters, self.pace, self.purse)
         adapter = Adapting(self.adaptation, view) if self._config.layer_set is None else None
         return governor, adapter
 
-    def _forget(self) -> None:
-        self.calibration.forget()
-        self.ledger.forget()
+    def _measured_prior(self) -> Prior:
+        if not self._config.max_draft_tokens or self._config.early_stop is not None:
+            return Prior()
+        embedding: Any = self._model.get_input_embeddings()
+        return measured_prior(
+            self.target(),
+            self.draft_weights.view(self._config.layer_set or self._start),
+            KVCache(attention_windows(self._model.config)),
+            embedding.weight.shape[0],
+        )
 
-    def _growth(self, do_sample: bool) -> Growth:
-        is_tree = self._reads_trees
-        if self._config.early_stop is None:
-            return CostGrowth(self.calibration, self.pace, is_tree)
-        table = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
-        return PaperGrowth(self._config.early_stop, table if is_tree else PaperGrowth.CHAIN)
+    def _forget(self) -> None:
+        for source in (OWN, AGREED):
+            self.calibrations[source].forget()
+        self.ledger.forget()
 
     def _can_read_trees(self) -> bool:
         if not (self._config.tree and self._config.max_draft_tokens):
@@ -125,8 +157,10 @@ class Experience:
             return None
         if config._attn_implementation != "sdpa":
             return None
-        forms = exact_forms(self._model, MOST_ALONE[exact])
+        forms = exact_forms(self._model, MOST_ALONE[exact], self._attention_kernels.library)
         if forms is None:
             return None
-        view = ExactRows(self._model, self._sublayers, forms)
-        return forms if is_exact(view, self._model) else None
+        return forms if is_exact(self._exact_view(forms), self._model) else None
+
+    def _exact_view(self, forms: Forms) -> ExactRows:
+        return ExactRows(self._model, self._sublayers, forms, self._attention_kernels)

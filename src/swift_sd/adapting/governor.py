@@ -2,101 +2,147 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
-from swift_sd.drafting.growth import CostGrowth
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 2.0  # plain steps that finding out may cost at first
-SHARE = 0.01  # of all time, what it may cost later on
+CREDIT = 2.5  # plain steps that finding out may cost at first
+SHARE = 0.004  # of all time, what it may cost in the long run
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
-FADE = 0.95  # weight of the drafted rounds before
-PLAIN_EVERY = 64  # rounds after which a plain one shows again what plain decoding costs
-PLAIN_FIRST = 2  # rounds of that kind at the start
+FADE = 0.97  # weight of the drafted rounds before
+TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
+SUPPOSED = 0.75  # share of right tokens of a drafter that was never tried
+DEEPEST = 8  # tokens of a draft that such expectations look at
+OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothing
+# Rounds after which a plain one shows again what plain decoding costs: so many for each such round
+# that there was, and at last at most so many.
+PLAIN_SOON, PLAIN_EVERY = 12, 64
+PLAIN_FIRST = 2  # such measurements before anything is drafted
+
+
+class Purse:
+    """What finding out may cost, and did, over all drafters and responses; in plain steps."""
+
+    def __init__(self) -> None:
+        self._elapsed = self._lost = 0.0
+
+    def elapse(self, cost: float) -> None:
+        """Time went by."""
+        self._elapsed += cost
+
+    def lose(self, cost: float) -> None:
+        """A trial cost more than its tokens were worth."""
+        self._lost += cost
+
+    def affords(self, cost: float) -> bool:
+        """Whether as much may be lost again."""
+        return self._lost + cost <= max(CREDIT, SHARE * self._elapsed)
 
 
 class Ledger:
-    """What a drafter gained or lost so far, in seconds, against decoding the same tokens plainly.
+    """How far a drafter's promises are kept, of late: tokens in a time, against plain decoding.
 
-    While drafting pays it goes on. When it does not, it is tried again only as far as the losses
-    stay within `CREDIT` steps and `SHARE` of the time: rarely, but for good, so that a change for
-    the better is found.
+    Each round is weighed against plain steps as they were at that time, so that a machine that is
+    slow now and fast later deceives nobody.
 
     Args:
         pace: knows what a plain step costs.
+        purse: pays for trials while drafting is not known to pay.
+        trust: tokens that promises are supposed to have kept before.
     """
 
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-        self._elapsed = 0.0
-        self._lost = 0.0  # while finding out
-        self._tokens = self._seconds = 0.0  # of late, in rounds with a draft
-
-    @property
-    def allows(self) -> bool:
-        """Whether the drafter may propose in the next round."""
-        step = self._pace.step
-        if step is None:
-            return False
-        if self.advantage > PAYS:
-            return True
-        if self._pace.since_plain:  # in doubt, plain rounds in between tell what is true of late
-            return False
-        loss = max(self._seconds - self._tokens * step, 0.0) * (1 - FADE)
-        return self._lost + loss <= CREDIT * step + SHARE * self._elapsed
-
-    @property
-    def advantage(self) -> float:
-        """Speed with its drafts, of late, as a multiple of plain decoding's; 0 if not known yet."""
-        step = self._pace.step
-        return self._tokens * step / self._seconds if self._seconds and step else 0.0
-
-    def record(self, step: Step, *, drafted: bool) -> None:
-        """Count a round: whether this drafter proposed in it."""
-        self._elapsed += step.seconds
-        if not drafted:
-            return
-        if self._pace.step is not None and self.advantage <= PAYS:
-            # Noise is not to win back what was lost: only losses count.
-            self._lost += max(step.seconds - len(step.tokens) * self._pace.step, 0.0)
-        self._tokens = FADE * self._tokens + len(step.tokens)
-        self._seconds = FADE * self._seconds + step.seconds
+    def __init__(self, pace: Pace, purse: Purse, trust: float) -> None:
+        self._pace, self._purse, self._trust = pace, purse, trust
+        self.forget()
 
     def forget(self) -> None:
         """The drafter is another one now: what it gained before says nothing."""
-        self._tokens = self._seconds = 0.0
+        self._promised = self._tokens = self._trust  # of late
+        self._lost = self._rounds = 0.0  # of late; in plain steps
+
+    def expected(self, promise: float) -> float:
+        """The speed that such a promise, a multiple of plain decoding's, comes down to."""
+        return promise * self._tokens / self._promised
+
+    @property
+    def may_try(self) -> bool:
+        """Whether it may be found out again. Plain rounds in between tell what is true of late."""
+        loss = self._lost / self._rounds if self._rounds else 0.0
+        return not self._pace.since_plain and self._purse.affords(loss)
+
+    def record(self, step: Step, promise: float) -> None:
+        """Count a round in which this drafter proposed and had promised such a speed."""
+        plain, verify = self._pace.step, self._pace.verify(1 + step.verified)
+        if not plain or not verify:
+            return
+        cost = (step.seconds - max(step.verify - OUTLIER * verify, 0.0)) / plain
+        loss = max(cost - len(step.tokens), 0.0)
+        if self.expected(promise) <= PAYS:  # noise is not to win back what was lost
+            self._purse.lose(loss)
+        self._tokens = FADE * self._tokens + len(step.tokens)
+        self._promised = FADE * self._promised + promise * cost
+        self._lost, self._rounds = FADE * self._lost + loss, FADE * self._rounds + 1
+
+
+def supposed(pace: Pace) -> float:
+    """Speed as a multiple of plain decoding's that the costs of drafting let expect.
+
+    The best depth d for Σ aⁱ tokens, i = 0 … d, in d draft steps and a verification, a the share of
+    right tokens. 1 if nothing is known of what a draft costs.
+    """
+    plain, draft = pace.verify(1), pace.draft_step
+    if not plain or not draft:
+        return 1.0
+    best, tokens = 0.0, 1.0
+    for depth in range(1, DEEPEST + 1):
+        tokens += SUPPOSED**depth
+        seconds = depth * draft + (pace.verify(1 + depth) or plain)
+        best = max(best, tokens * plain / seconds)
+    return best
 
 
 @dataclass(frozen=True)
 class Governed:
-    """A drafter and its account."""
+    """A drafter and its account.
+
+    Attributes:
+        drafter: who proposes when chosen.
+        ledger: what came of it before.
+        promise: the speed to expect of it in the next round, as a multiple of plain decoding's; 0
+            if it has nothing to propose. It is asked before each round.
+        foresees: whether that says something of this very round, so that less than 1 need not be
+            tried; and whether it learns from rounds in which others proposed.
+    """
 
     drafter: Drafter
     ledger: Ledger
+    promise: Callable[[DecodingState, int], float]
+    foresees: bool
 
 
 class Governor:
     """Before each round: who drafts, if anyone.
 
-    A draft that costs nothing is verified if it promises more tokens a second than what else could
-    be done; one that takes forwards of its own is asked for while that pays.
+    Whoever is expected to be fastest proposes, plain decoding being one of them. Where nobody is
+    expected to be faster than that, one may try now and then, for what the purse affords.
 
     Args:
-        free: proposes at no cost.
-        dear: proposes at a cost.
-        growth: what the free one's proposals promise.
+        drafters: in the order in which they try.
         pace: what rounds cost.
+        purse: what finding out may cost.
     """
 
-    def __init__(self, free: Governed, dear: Governed, growth: CostGrowth, pace: Pace) -> None:
-        self._free, self._dear = free, dear
-        self._growth, self._pace = growth, pace
+    def __init__(self, drafters: Sequence[Governed], pace: Pace, purse: Purse) -> None:
+        self._all, self._pace, self._purse = drafters, pace, purse
         self._chosen: Governed | None = None
+        self._promise = 0.0  # of the one chosen
 
     @property
     def name(self) -> str:
@@ -105,29 +151,41 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
-        self._chosen = None
-        step = self._pace.step
-        if step is None or self._pace.plain_rounds < PLAIN_FIRST:
+        promises = [one.promise(state, budget) for one in self._all]
+        choice = self._choice(promises)
+        if choice is None:
+            self._chosen = None
             return DraftTree()
-        if self._pace.since_plain >= PLAIN_EVERY:
-            return DraftTree()
-        tree = self._free.drafter.propose(state, budget)
-        spends = self._dear.ledger.allows
-        rate = max(1.0, self._dear.ledger.advantage if spends else 0.0) / step
-        if len(tree) and self._free.ledger.allows and self._growth.promise(tree) > rate:
-            self._chosen = self._free
-            return tree
-        if spends:
-            self._chosen = self._dear
-            return self._dear.drafter.propose(state, budget)
-        return DraftTree()
+        self._chosen, self._promise = self._all[choice], promises[choice]
+        return self._chosen.drafter.propose(state, budget)
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
         self._pace.saw_round(step)
-        if self._chosen is not None:
-            self._chosen.drafter.learn(tree, path, step)
+        if self._chosen is None:
+            self._pace.saw_plain(step)
         else:
-            self._pace.saw_plain(step.seconds)
-        for one in (self._free, self._dear):
-            one.ledger.record(step, drafted=self._chosen is one)
+            self._chosen.ledger.record(step, self._promise)
+        self._purse.elapse(step.seconds / self._pace.step if self._pace.step else 0.0)
+        for one in self._all:
+            if one is self._chosen or one.foresees:
+                one.drafter.learn(tree, path, step, logits)
+        self._chosen = None  # the loop asks nobody where there is no room for a draft
+
+    def _choice(self, promises: Sequence[float]) -> int | None:
+        """Which of all drafters proposes; None for a plain round."""
+        pace, all_of_them = self._pace, range(len(self._all))
+        enough = min(PLAIN_SOON * pace.plain_rounds, PLAIN_EVERY)
+        if pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= enough:
+            return None
+        expected = [
+            one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)
+        ]
+        best = max(all_of_them, key=expected.__getitem__)
+        if expected[best] > PAYS:
+            return best
+        for one in all_of_them:
+            in_doubt = promises[one] > 1 or not self._all[one].foresees
+            if in_doubt and self._all[one].ledger.may_try:
+                return one
+        return None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from swift_sd.decoding.state import DecodingState
+from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.view import View
 
 
@@ -37,11 +38,11 @@ class Window:
         else:
             self._choices = self._best(target)
 
-    def matchness(self, view: View) -> float:
+    def matchness(self, view: View | AnyDraft) -> float:
         """The fraction of the places at which `view` chooses what the target does."""
         return float((self._best(view) == self._choices).double().mean())
 
-    def _best(self, view: View) -> Tensor:
+    def _best(self, view: View | AnyDraft) -> Tensor:
         with self._cache.rewound(self.tokens), torch.no_grad():
             logits = view.forward(self._read, self._cache)[0]
         return logits.argmax(dim=-1)

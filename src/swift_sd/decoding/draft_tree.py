@@ -24,6 +24,7 @@ class DraftTree:
         parents: for each node the index of the node before it; `ROOT` (-1) behind the last token.
         chances: for each node the drafter's probability that the target takes it if it took the
             parent; what is learned about acceptance is learned against it.
+        sources: for each node a name of what proposed it; its chance is of that kind.
 
     Raises:
         ValueError: the lists differ in length, or a node comes before its parent.
@@ -32,12 +33,14 @@ class DraftTree:
     tokens: Sequence[int] = ()
     parents: Sequence[int] = ()
     chances: Sequence[float] = field(default=(), compare=False)
+    sources: Sequence[str] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if len(self.parents) != len(self.tokens):
             raise ValueError(f"{len(self.tokens)} tokens with {len(self.parents)} parents")
-        if self.chances and len(self.chances) != len(self.tokens):
-            raise ValueError(f"{len(self.tokens)} tokens with {len(self.chances)} chances")
+        for name, given in (("chances", self.chances), ("sources", self.sources)):
+            if given and len(given) != len(self.tokens):
+                raise ValueError(f"{len(self.tokens)} tokens with {len(given)} {name}")
         if any(not ROOT <= parent < node for node, parent in enumerate(self.parents)):
             raise ValueError(f"a node comes before its parent: {list(self.parents)}")
 
@@ -99,12 +102,21 @@ class DraftTree:
             [self.tokens[node] for node in nodes],
             [place[self.parents[node]] for node in nodes],
             [self.chances[node] for node in nodes] if self.chances else (),
+            [self.sources[node] for node in nodes] if self.sources else (),
         )
+
+    def source(self, row: int) -> str:
+        """What proposed the node of a row; empty if it is not said."""
+        return self.sources[row - 1] if self.sources else ""
 
     def accepted(self, path: Sequence[int], tokens: Sequence[int]) -> list[int]:
         """The rows of those `tokens` that were proposed; token i came out behind row `path[i]`."""
         rows = (self.child(row, token) for row, token in zip(path, tokens, strict=False))
         return [row for row in rows if row is not None]
+
+    def behind(self, row: int) -> list[int]:
+        """The nodes proposed behind a row, in order."""
+        return [node for node, parent in enumerate(self.parents) if parent + 1 == row]
 
     def child(self, row: int, token: int) -> int | None:
         """The row of `token` behind `row`; None if it was not proposed there."""

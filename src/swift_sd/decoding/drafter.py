@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from torch import Tensor
+
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
@@ -25,8 +27,12 @@ class Drafter(Protocol):
         """
         ...
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
-        """Be told what became of a proposal: `step.tokens[i]` came out behind row `path[i]`."""
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
+        """Be told what became of a proposal: `step.tokens[i]` came out behind row `path[i]`.
+
+        Args:
+            logits: the target's behind each row, `[rows, vocabulary]`, on its device.
+        """
         ...
 
 

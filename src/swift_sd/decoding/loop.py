@@ -90,6 +90,7 @@ def _round(
         verified=len(tree),
         accepted=len(accepted),
         accepted_on_chain=sum(map(int.__eq__, accepted, tree.main_chain)),
+        sources=tuple(tree.source(row) for row in accepted),
         decided_again=verification.decided_again,
         draft=drafted - begin,
         verify=verified - drafted,
@@ -97,7 +98,7 @@ def _round(
         accept=perf_counter() - verified - again,
     )
     if drafter:
-        drafter.learn(tree, verification.path, step)
+        drafter.learn(tree, verification.path, step, verification.logits)
     return step
 
 

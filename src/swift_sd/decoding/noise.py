@@ -12,6 +12,7 @@ variation distance of the two distributions, where an optimal coupling reaches 1
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,15 @@ class Noise:
         numbers = self.ahead(0, like)
         _set_state(self._draws.popleft().after, like.device)
         return numbers
+
+
+def wins(chance: float, number: float) -> float:
+    """How likely a token of a known `chance` is drawn, given its own number and no other.
+
+    In the race it arrives at number / chance, and the first of all others after an exponential
+    time of rate 1 - chance.
+    """
+    return math.exp(-(1 - chance) * number / chance) if chance > 0 else 0.0
 
 
 def _state(device: torch.device) -> Tensor:

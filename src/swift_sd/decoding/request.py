@@ -20,11 +20,11 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
 from swift_sd.errors import PromptError, UnsupportedArgument
-from swift_sd.model.kv_cache import KVCache, read_prefix
+from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, generate_cache_name, read_prefix
 from swift_sd.model.rope import context_length, trained_length
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
-HONOURED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES, "use_cache", "logits_to_keep"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Request:
 
     Attributes:
         tokens: the prompt, `[1, n]`, int64.
-        unread: its tail that `past_key_values` does not hold; `[1, m]`, 1 ≤ m ≤ n.
+        unread: its tail that the cache given by the user does not hold; `[1, m]`, 1 ≤ m ≤ n.
         past_key_values: transformers' cache, with a prefix if the user gave one.
         options: everything else about the request.
         context: positions that the model was made for, if it says so.
@@ -66,13 +66,15 @@ class Request:
         _refuse_options(options)
         _refuse_model_kwargs(model_kwargs)
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
-        past = _past(model_kwargs.get("past_key_values"), depth)
+        past = _past(model_kwargs.get(generate_cache_name()), depth)
         mask = model_kwargs.get("attention_mask")
         unread = _unread(tokens, past, mask, options)
         if mask is None:  # with padding transformers counts the positions from behind it, as we do
             _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
         elif getattr(past, "_is_user_defined", False):
-            raise _refuse("past_key_values", "<cache>", "the prompt has padding, which is not kept")
+            raise _refuse(
+                generate_cache_name(), "<cache>", "the prompt has padding, which is not kept"
+            )
         new_tokens = options.max_length - tokens.shape[1] if options.max_length else 0
         _check_lengths(model, unread.shape[1] + past.get_seq_length(), new_tokens)
         context = context_length(model.config)
@@ -156,10 +158,14 @@ def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
 
 def _past(cache: Any, depth: int) -> DynamicCache:
     if cache is None:
-        raise UnsupportedArgument("past_key_values", "the model keeps no cache that can be shared")
+        raise UnsupportedArgument(
+            generate_cache_name(), "the model keeps no cache that can be shared"
+        )
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         raise _refuse(
-            "past_key_values", f"<{type(cache).__name__}>", "only a DynamicCache can be continued"
+            generate_cache_name(),
+            f"<{type(cache).__name__}>",
+            "only a DynamicCache can be continued",
         )
     if not cache.layers:  # made without a config, it would add them when they are written
         new_layer: Any = cache.layer_class_to_replicate
@@ -182,7 +188,7 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: Generatio
         is_whole = getattr(options, "_mask_length", -1) == tokens.shape[1]
         if held and is_whole and held >= tokens.shape[1]:
             raise PromptError(
-                f"past_key_values holds {held} tokens, all of the prompt; crop it by one at least"
+                f"the given cache holds {held} tokens, all of the prompt; crop it by one at least"
             )
         return tokens[:, held:] if is_whole else tokens
     visible = mask[0] != 0

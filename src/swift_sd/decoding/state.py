@@ -45,6 +45,7 @@ class DecodingState:
         self.scores: list[Tensor] | None = [] if keep_scores else None
         self.logits: list[Tensor] | None = [] if keep_logits else None
         self.noise = Noise() if warping.do_sample else None
+        self._like: Tensor | None = None  # scores that noise was drawn for
         self.finished = False
         self.device = device or tokens.device
         self._context = context
@@ -106,6 +107,13 @@ class DecodingState:
         weights = race(scores, self.noise.ahead(len(drafted), scores))[0]
         return weights / weights.sum()
 
+    def numbers(self, place: int, tokens: Sequence[int]) -> list[float]:
+        """When sampling the noise of these tokens, `place` behind the next one; see `wins`."""
+        assert self.noise is not None
+        assert self._like is not None
+        numbers: list[float] = self.noise.ahead(place, self._like)[0, list(tokens)].tolist()
+        return numbers
+
     def tokens_with(self, drafted: Sequence[int]) -> Tensor:
         """All tokens so far and then `drafted`, `[1, length + drafted]`, until the next call."""
         end = self._length + len(drafted)
@@ -126,7 +134,10 @@ class DecodingState:
         if scores is None:
             scores = self.warping.scores(self.tokens, logits)
         self._record(logits, scores)
-        return winner(scores, self.noise.take(scores) if self.noise else None)
+        if self.noise is None:
+            return winner(scores, None)
+        self._like = scores
+        return winner(scores, self.noise.take(scores))
 
     def append(self, token: int) -> None:
         """Add a token that the target chose, and find out whether the response ends with it."""

@@ -21,6 +21,8 @@ class Step:
         verified: number of all tokens proposed, alternatives included.
         accepted: number of proposed tokens that came out.
         accepted_on_chain: number of those that came out from the main chain.
+        sources: for each proposed token that came out, in order, what proposed it; the first
+            `accepted_on_chain` of them are of the main chain, the others alternatives.
         decided_again: number of places decided by a forward of their own.
         prefill, draft, verify, again, accept, adapt: seconds; `again` went into those forwards,
             `adapt` into finding better ways to draft.
@@ -32,6 +34,7 @@ class Step:
     verified: int = 0
     accepted: int = 0
     accepted_on_chain: int = 0
+    sources: tuple[str, ...] = ()
     decided_again: int = 0
     prefill: float = 0.0
     draft: float = 0.0

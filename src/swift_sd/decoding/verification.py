@@ -58,6 +58,11 @@ class Verification:
         """
         return accept(self._tree, self._choose)
 
+    @property
+    def logits(self) -> Tensor:
+        """Behind each row, `[1 + nodes, vocabulary]`, as the one forward computed them."""
+        return self._logits[0]
+
     def commit(self, count: int) -> None:
         """Keep the cache's rows of the first `count` on the path, and forget all others."""
         self._state.cache.commit_path(self._positions[self._committed : count])

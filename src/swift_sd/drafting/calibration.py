@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 # Fine at both ends: that is where a tree is decided.
@@ -44,3 +45,10 @@ class Calibration:
         """The drafter is another one now: only the prior remains."""
         self.offered = [0.0] * len(self.offered)
         self.accepted = [0.0] * len(self.accepted)
+
+
+class Calibrations(defaultdict[str, Calibration]):
+    """One for each source of proposals: what one calls 0.8 another may call 0.5."""
+
+    def __init__(self) -> None:
+        super().__init__(Calibration)

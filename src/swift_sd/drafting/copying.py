@@ -1,54 +1,58 @@
-"""A drafter that costs nothing: it goes on as the text went on the last time."""
+"""What came the last time behind the longest ending that the text has had before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from swift_sd.decoding.draft_tree import DraftTree
-from swift_sd.decoding.state import DecodingState
-from swift_sd.decoding.trace import Step
-from swift_sd.drafting.growth import Growth
-from swift_sd.drafting.suffixes import SuffixAutomaton
+from swift_sd.drafting.suffixes import Ending, SuffixAutomaton
 
-MOST = 24  # tokens to copy at once
+ALTERNATIVES = 3  # continuations of the same ending
 
 
-class CopyDrafter:
-    """Continues the longest ending of prompt and response that has occurred before.
+class Copies:
+    """Continuations of the text so far that it has had before, the latest ones first."""
 
-    Args:
-        growth: how much of a continuation is worth verifying.
-    """
-
-    name = "copying"
-
-    def __init__(self, growth: Growth) -> None:
-        self.growth = growth
+    def __init__(self) -> None:
         self._text = SuffixAutomaton()
 
-    def propose(self, state: DecodingState, budget: int) -> DraftTree:
-        """What came behind the last such ending; nothing if there is none."""
-        text = self._text
-        for token in state.tokens[0, len(text.tokens) :].tolist():
-            text.add(token)
-        length, place = text.match()
-        if not length:
-            return DraftTree()
-        copied: list[int] = []
-        while len(copied) < min(budget, MOST):
-            # What repeats itself right away is copied from what was copied.
-            ahead = place + len(copied) - len(text.tokens)
-            copied.append(text.tokens[ahead] if ahead < 0 else copied[ahead])
-            if copied[-1] in state.stopping.eos:
-                break
-        chances = [confidence(length + depth) for depth in range(len(copied))]
-        return self.growth.pruned(DraftTree.chain(copied, chances))
+    def __len__(self) -> int:
+        return len(self._text.tokens)
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
-        """See `Drafter.learn`."""
-        self.growth.learn(tree, path, step, 0)
+    def extend(self, tokens: Iterable[int]) -> None:
+        """The text goes on with `tokens`."""
+        for token in tokens:
+            self._text.add(token)
+
+    @property
+    def ending(self) -> Ending:
+        """Of the text so far; see `SuffixAutomaton`."""
+        return self._text.ending()
+
+    def behind(self, ending: Ending, token: int) -> Ending:
+        """The ending once `token` has come."""
+        return self._text.behind(ending, token)
+
+    def continuations(self, ending: Ending) -> list[tuple[int, float]]:
+        """Tokens that came behind `ending` with how far each is trusted."""
+        tokens = self._text.followers(ending)
+        if not tokens:
+            return []
+        first = confidence(ending[1], len(tokens))
+        return [
+            (token, (1 - first) * first / (place + 1) if place else first)
+            for place, token in enumerate(tokens[:ALTERNATIVES])
+        ]
 
 
-def confidence(length: int) -> float:
-    """How far an ending of `length` tokens that occurred before is trusted, unless it is known."""
-    return length / (length + 2)
+def confidence(length: int, ways: int) -> float:
+    """How far the latest continuation is trusted until it is known better.
+
+    Measured over 18 answers of a 135M model: right in 0.36, 0.58, 0.78, 0.75, 0.88 of the places
+    behind endings of 1, 2, 3, 4 … 9 and more tokens with one continuation, in 0.18 and 0.40 with
+    two. Whether such continuations were right of late says little beyond that.
+
+    Args:
+        length: tokens of the ending that it came behind.
+        ways: how many different tokens came behind that.
+    """
+    return length / (length + 1 + ways)

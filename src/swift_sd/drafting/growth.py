@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.trace import Step
-from swift_sd.drafting.calibration import Calibration
+from swift_sd.drafting.calibration import Calibrations
 from swift_sd.drafting.pace import Pace
 
 MAX_NODES = 64
 CANDIDATES = 8  # alternatives looked at for one place
-FIRST_GUESS = (
-    0.5  # below this chance the very first draft, whose cost is not known yet, goes no further
-)
+FIRST_GUESS = 0.5  # below this chance a draft whose cost is not known yet goes no further
+AHEAD = 1.1  # times the speed of drafting token by token that reading ahead must promise
+LEAST = 0.01  # chance below which nothing is ever worth verifying
+
+Widths = Sequence[tuple[float, int]]  # above a confidence so many candidates
+Forward = tuple[int, float]  # of a draft: its rows and the seconds it took
 
 
 class Growth(Protocol):
@@ -30,16 +34,18 @@ class Growth(Protocol):
         """Candidates to collect for a place whose likeliest token has `confidence`; 1 or more."""
         ...
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
-        """Whether to draft another token behind a chain with these confidences (one at least)."""
+    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
+        """Whether to draft another token behind a chain of such nodes (one at least)."""
         ...
 
     def pruned(self, tree: DraftTree) -> DraftTree:
         """What of `tree` is worth verifying."""
         ...
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
-        """See `Drafter.learn`; drafting took so many `forwards`."""
+    def learn(
+        self, tree: DraftTree, path: Sequence[int], step: Step, forwards: Sequence[Forward]
+    ) -> None:
+        """See `Drafter.learn`; drafting took these `forwards`."""
         ...
 
 
@@ -52,11 +58,11 @@ class PaperGrowth:
             last one for all others.
     """
 
-    GREEDY: ClassVar = ((0.95, 3), (0.8, 5), (0.5, 8), (0.0, 10))
-    SAMPLING: ClassVar = ((0.95, 1), (0.8, 3), (0.5, 5), (0.0, 10))
-    CHAIN: ClassVar = ((0.0, 1),)
+    GREEDY: ClassVar[Widths] = ((0.95, 3), (0.8, 5), (0.5, 8), (0.0, 10))
+    SAMPLING: ClassVar[Widths] = ((0.95, 1), (0.8, 3), (0.5, 5), (0.0, 10))
+    CHAIN: ClassVar[Widths] = ((0.0, 1),)
 
-    def __init__(self, early_stop: float, widths: Sequence[tuple[float, int]]) -> None:
+    def __init__(self, early_stop: float, widths: Widths) -> None:
         self._early_stop = early_stop
         self._widths = widths
         self.widest = max(width for _, width in widths)
@@ -65,7 +71,7 @@ class PaperGrowth:
         """See `Growth`."""
         return next((n for above, n in self._widths if confidence > above), self._widths[-1][1])
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
+    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
         """See `Growth`."""
         return confidences[-1] >= self._early_stop
 
@@ -73,7 +79,9 @@ class PaperGrowth:
         """See `Growth`."""
         return tree
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
+    def learn(
+        self, tree: DraftTree, path: Sequence[int], step: Step, forwards: Sequence[Forward]
+    ) -> None:
         """Nothing is learned."""
 
 
@@ -86,13 +94,13 @@ class CostGrowth:
     row, is worth it if what it will bring exceeds λ times what it costs.
 
     Args:
-        calibration: from a drafter's confidence to the chance of acceptance; learns.
+        calibrations: for each source from its confidence to the chance of acceptance; they learn.
         pace: what steps and rows cost; learns.
         is_tree: whether the target can verify alternatives.
     """
 
-    def __init__(self, calibration: Calibration, pace: Pace, is_tree: bool) -> None:
-        self._calibration = calibration
+    def __init__(self, calibrations: Calibrations, pace: Pace, is_tree: bool) -> None:
+        self.calibrations = calibrations
         self._pace = pace
         self.widest = CANDIDATES if is_tree else 1
 
@@ -100,12 +108,13 @@ class CostGrowth:
         """See `Growth`."""
         return self.widest
 
-    def goes_on(self, confidences: Sequence[float]) -> bool:
+    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
         """See `Growth`. The next token is expected to be as likely as this one was."""
-        chances = [self._calibration.chance(confidence) for confidence in confidences]
-        reach = 1.0
-        for chance in chances:
-            reach *= chance
+        chances = [
+            self.calibrations[source].chance(confidence)
+            for confidence, source in zip(confidences, sources, strict=True)
+        ]
+        reach = math.prod(chances)
         step, depth = self._pace.draft_step, len(confidences)
         if step is None:
             return reach > FIRST_GUESS
@@ -127,27 +136,58 @@ class CostGrowth:
         return tree.kept(sorted(order[:count]))
 
     def promise(self, tree: DraftTree) -> float:
-        """Tokens per second to expect of a round that verifies `tree`, which is there already."""
-        seconds = self._pace.verify(1 + len(tree))
-        return (1 + sum(self.reaches(tree))) / seconds if seconds else 0.0
+        """Speed to expect of a round that verifies `tree`, which is there already.
+
+        As a multiple of plain decoding's; 0 for nothing at all.
+        """
+        alone, seconds = self._pace.verify(1), self._pace.verify(1 + len(tree))
+        if not (len(tree) and alone and seconds):
+            return 0.0
+        return (1 + sum(self.reaches(tree))) * alone / seconds
+
+    def head_start(self, chain: DraftTree) -> int:
+        """How many tokens of a foreseen chain a draft should read at once.
+
+        A forward over 1 + n rows gives the first token of a draft and another one for each of the n
+        that the draft agrees to; as likely as the target does, it is supposed. The best n gives
+        most of them a second; without measured costs it is 0.
+        """
+        alone = self._pace.draft(1)
+        if alone is None:
+            return 0
+        best, fastest, tokens = 0, AHEAD / alone, 1.0
+        for count, reach in enumerate(self.reaches(chain), 1):
+            tokens += reach
+            seconds = self._pace.draft(1 + count) or alone
+            if tokens / seconds > fastest:
+                best, fastest = count, tokens / seconds
+        return best
 
     def reaches(self, tree: DraftTree) -> list[float]:
         """For each node the chance that it comes out."""
         reaches: list[float] = []
-        for parent, confidence in zip(tree.parents, tree.chances, strict=True):
+        for node, (parent, confidence) in enumerate(zip(tree.parents, tree.chances, strict=True)):
             before = reaches[parent] if parent >= 0 else 1.0
-            reaches.append(before * self._calibration.chance(confidence))
+            reaches.append(before * self.calibrations[tree.source(node + 1)].chance(confidence))
         return reaches
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, forwards: int) -> None:
+    @property
+    def least(self) -> float:
+        """The chance below which a node is not worth a row."""
+        return max(LEAST, self._rate * self._extra(1))
+
+    def learn(
+        self, tree: DraftTree, path: Sequence[int], step: Step, forwards: Sequence[Forward]
+    ) -> None:
         """See `Growth`."""
         taken = dict(zip(path, step.tokens, strict=False))
         for node, parent in enumerate(tree.parents):
             if parent + 1 in taken:
                 row = tree.child(parent + 1, taken[parent + 1])
-                self._calibration.tell(tree.chances[node], row == node + 1)
-        if forwards:
-            self._pace.saw_draft(forwards, step.draft)
+                source = self.calibrations[tree.source(node + 1)]
+                source.tell(tree.chances[node], row == node + 1)
+        for rows, seconds in forwards:
+            self._pace.saw_draft(rows, seconds)
 
     @property
     def _rate(self) -> float:

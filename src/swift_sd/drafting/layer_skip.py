@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -11,56 +12,78 @@ from torch import Tensor
 from swift_sd.decoding.draft_tree import ROOT, DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
-from swift_sd.drafting.growth import Growth
-from swift_sd.model.draft_view import DraftView
+from swift_sd.drafting.growth import Forward, Growth
+from swift_sd.drafting.recall import RecallDrafter
+from swift_sd.model.draft_weights import AnyDraft
+
+OWN, AGREED = "layer_skip", "cascade"
 
 
 class LayerSkipDrafter:
     """Decodes with the sub-network; the candidates it did not choose become leaves.
 
+    With a drafter that costs nothing at hand it is the second stage of a cascade: it reads several
+    foreseen tokens in one forward, keeps those that it would have drafted, and goes on from there.
+
     Args:
         view: the sub-network.
         growth: how deep and how wide to go.
+        recall: foresees tokens at no cost; it must have been asked for its promise in this round.
     """
 
-    name = "layer_skip"
-
-    def __init__(self, view: DraftView, growth: Growth) -> None:
+    def __init__(self, view: AnyDraft, growth: Growth, recall: RecallDrafter | None = None) -> None:
         self.view = view
         self.growth = growth
-        self._forwards = 0
+        self._recall = recall
+        self._forwards: list[Forward] = []
+        self.name = OWN
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """A chain of up to `budget` tokens behind `state`, with siblings."""
-        chain: list[int] = []
-        confidences: list[float] = []
-        leaves: list[tuple[int, int, float]] = []  # parent, token, confidence
-        token = state.last_token
-        self._forwards = 0
-        while len(chain) < budget:
-            logits = self.view.forward(token, state.cache)[:, -1]  # [1, vocabulary]
-            self._forwards += 1
-            candidates = self._candidates(state.guess(chain, logits))
-            if not candidates:
-                break
-            (best, confidence), *others = candidates
-            leaves += [(len(chain) - 1, *other) for other in others]
-            chain.append(best)
-            confidences.append(confidence)
-            if best in state.stopping.eos or not self.growth.goes_on(confidences):
-                break
-            token = torch.tensor([[best]], device=state.device)
+        draft = _Draft()
+        ahead = self._recall.start() if self._recall else []
+        self.name = AGREED if ahead else OWN
+        self._forwards = []
+        goes_on = True
+        while goes_on:
+            begin = perf_counter()
+            goes_on = self._read(state, draft, ahead, budget)
+            self._forwards.append((1 + len(ahead), perf_counter() - begin))
+            goes_on = goes_on and self.growth.goes_on(draft.confidences, draft.sources)
+            ahead = []
         state.cache.rollback()
-        tree = DraftTree(
-            [*chain, *(token for _, token, _ in leaves)],
-            [*range(ROOT, len(chain) - 1), *(parent for parent, _, _ in leaves)],
-            [*confidences, *(confidence for _, _, confidence in leaves)],
-        )
+        tree = draft.tree()
+        if self._recall and len(tree):
+            tree = self._recall.extended(state, tree, budget)
         return self.growth.pruned(tree)
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
         self.growth.learn(tree, path, step, self._forwards)
+
+    def _read(self, state: DecodingState, draft: _Draft, ahead: Sequence[int], budget: int) -> bool:
+        """Add what the sub-network says behind the draft, and behind `ahead` as far as it agrees.
+
+        Returns:
+            Whether there may be more behind it.
+        """
+        if draft.chain:
+            tokens = torch.tensor([draft.chain[-1:]], device=state.device)
+        else:
+            tokens = state.last_token_and(ahead)
+        logits = self.view.forward(tokens, state.cache)  # [1, 1 + ahead, vocabulary]
+        for place, foreseen in enumerate([*ahead, None]):
+            candidates = self._candidates(state.guess(draft.chain, logits[:, place]))
+            if not candidates:
+                return False
+            best = candidates[0][0]
+            draft.add(candidates, AGREED if best == foreseen else OWN)
+            if best in state.stopping.eos or len(draft.chain) >= budget:
+                return False
+            if best != foreseen:
+                state.cache.retreat(len(ahead) - place)
+                break
+        return True
 
     def _candidates(self, chances: Tensor) -> list[tuple[int, float]]:
         """The likeliest tokens of `[vocabulary]` with their chances, in descending order.
@@ -75,3 +98,30 @@ class LayerSkipDrafter:
             return []
         width = self.growth.width(candidates[0][1])
         return [candidates[0], *(one for one in candidates[1:width] if one[1] > 0)]
+
+
+class _Draft:
+    """A chain in the making and the alternatives to its tokens."""
+
+    def __init__(self) -> None:
+        self.chain: list[int] = []
+        self.confidences: list[float] = []
+        self.sources: list[str] = []
+        self._leaves: list[tuple[int, int, float]] = []  # parent, token, confidence
+
+    def add(self, candidates: Sequence[tuple[int, float]], source: str) -> None:
+        """Go on with the first of these tokens."""
+        (best, confidence), *others = candidates
+        self._leaves += [(len(self.chain) - 1, *other) for other in others]
+        self.chain.append(best)
+        self.confidences.append(confidence)
+        self.sources.append(source)
+
+    def tree(self) -> DraftTree:
+        """The chain first, then its leaves."""
+        return DraftTree(
+            [*self.chain, *(token for _, token, _ in self._leaves)],
+            [*range(ROOT, len(self.chain) - 1), *(parent for parent, _, _ in self._leaves)],
+            [*self.confidences, *(confidence for _, _, confidence in self._leaves)],
+            [*self.sources, *(OWN for _ in self._leaves)],
+        )

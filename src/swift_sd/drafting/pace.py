@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 
 from swift_sd.decoding.trace import Step
 
-MEMORY = 9  # measurements that count
-PLAIN_MEMORY = 33  # of plain steps, which everything is judged by
+MEMORY = 33  # measurements of the target that count
+DRAFT_MEMORY = 9  # of a draft, which may become another one
+WELL_KNOWN = 3  # measurements
+DRIFT_MEMORY = 9  # rounds that tell how fast the machine is now: fewer, or they would not notice
+SETTLED = 5  # such rounds that are supposed to have shown no drift at first
 FADE = 0.97  # weight of the rounds before
 # The prior for numbers of rows not tried yet: flat while reading the weights takes longer than
 # computing with them, then growing by a share of a step with each row. On a CPU the attention of
@@ -19,38 +26,128 @@ FLAT_ROWS = {"cpu": 1, "cuda": 64}
 SLOPE = 0.12
 
 
-class Pace:
-    """Medians of recent measurements.
+@dataclass(frozen=True)
+class Prior:
+    """Costs measured before the first round, each counting as one measurement.
 
-    Args:
-        device: decides what is expected of numbers of rows that were never verified.
+    Attributes:
+        verify: seconds of a forward of the target by its rows; of one row it is a plain step.
+        draft: seconds of a forward of the draft by its rows.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._flat = FLAT_ROWS.get(device.type, 1)
-        self._verify: dict[int, deque[float]] = {}
-        self._draft: deque[float] = deque(maxlen=MEMORY)
-        self._plain: deque[float] = deque(maxlen=PLAIN_MEMORY)
+    verify: Mapping[int, float] = field(default_factory=dict)
+    draft: Mapping[int, float] = field(default_factory=dict)
+
+
+class Curve:
+    """Seconds of a forward by the number of its rows: medians, and what they say of other numbers.
+
+    Args:
+        flat: rows up to which a forward is expected to cost what one row costs.
+        memory: measurements of a number of rows that count.
+        known: seconds measured before, by rows.
+    """
+
+    def __init__(self, flat: int, memory: int, known: Mapping[int, float]) -> None:
+        self._flat, self._memory = flat, memory
+        self._seen: dict[int, deque[float]] = {}
+        self._rows: list[int] = []  # that were measured, ascending
+        self._medians: list[float] = []  # of each of them
+        for rows, seconds in known.items():
+            self.saw(rows, seconds)
+
+    def saw(self, rows: int, seconds: float) -> None:
+        """Count a measurement."""
+        if rows not in self._seen:
+            self._seen[rows] = deque(maxlen=self._memory)
+            place = bisect_left(self._rows, rows)
+            self._rows.insert(place, rows)
+            self._medians.insert(place, 0.0)
+        self._seen[rows].append(seconds)
+        self._medians[self._rows.index(rows)] = median(self._seen[rows])
+
+    def at(self, rows: int) -> float | None:
+        """Seconds of a forward of `rows` rows; None if there was none yet of any."""
+        if not self._rows:
+            return None
+        # No more than what more rows are well known to take.
+        return min(
+            self._read(rows),
+            *(
+                seconds
+                for n, seconds in zip(self._rows, self._medians, strict=True)
+                if n > rows and len(self._seen[n]) >= WELL_KNOWN
+            ),
+            math.inf,
+        )
+
+    def _read(self, rows: int) -> float:
+        """Between the medians of two numbers of rows, or beyond them all."""
+        place = bisect_left(self._rows, rows)
+        if place < len(self._rows) and self._rows[place] == rows:
+            return self._medians[place]
+        if 0 < place < len(self._rows):
+            below, above = self._rows[place - 1 : place + 1]
+            low, high = self._medians[place - 1 : place + 1]
+            return low + (rows - below) / (above - below) * (max(high, low) - low)
+        nearest, seconds = (
+            (self._rows[0], self._medians[0]) if place == 0 else (self._rows[-1], self._medians[-1])
+        )
+        expected = seconds * self._shape(rows) / self._shape(nearest)
+        if place == 0 or len(self._rows) < 2:
+            return expected
+        # What more rows have cost so far they will go on to cost.
+        slope = max(0.0, (seconds - self._medians[0]) / (nearest - self._rows[0]))
+        return max(expected, seconds + slope * (rows - nearest))
+
+    def _shape(self, rows: int) -> float:
+        return 1.0 + SLOPE * max(0, rows - self._flat)
+
+
+class Pace:
+    """What rounds cost, as the machine runs now.
+
+    A machine's speed drifts, for drafts and plain steps alike. So measurements are kept as they
+    would be at a common speed, and how fast the machine is now is told by verifications of late
+    against what those of as many rows took before.
+
+    Args:
+        device: decides what is expected of numbers of rows that were never tried.
+        prior: costs known beforehand.
+    """
+
+    def __init__(self, device: torch.device, prior: Prior | None = None) -> None:
+        prior, flat = prior or Prior(), FLAT_ROWS.get(device.type, 1)
+        self._verify = Curve(flat, MEMORY, prior.verify)
+        self._draft = Curve(flat, DRAFT_MEMORY, prior.draft)
+        self._overhead: deque[float] = deque(maxlen=MEMORY)  # of plain rounds, beside the forward
+        self._drift: deque[float] = deque([1.0] * SETTLED, maxlen=DRIFT_MEMORY)
+        self._slowness = 1.0  # of the machine now
         self._tokens = self._seconds = 0.0
-        self.plain_rounds = 0  # seen so far
+        self.plain_rounds = int(1 in prior.verify)  # measured so far
         self.since_plain = 0  # rounds since the last one
 
     def saw_round(self, step: Step) -> None:
         """Count a round with its verification and the tokens that came of it."""
-        self._verify.setdefault(1 + step.verified, deque(maxlen=MEMORY)).append(step.verify)
+        rows = 1 + step.verified
+        expected = self._verify.at(rows)
+        if expected:
+            self._drift.append(step.verify / expected)
+            self._slowness = median(self._drift) or 1.0
+        self._verify.saw(rows, step.verify / self._slowness)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._seconds = FADE * self._seconds + step.seconds
         self.since_plain += 1
 
-    def saw_plain(self, seconds: float) -> None:
-        """Count a round in which nothing was asked of a drafter."""
-        self._plain.append(seconds)
+    def saw_plain(self, step: Step) -> None:
+        """Count a round in which nothing was asked of a drafter, after `saw_round`."""
+        self._overhead.append((step.seconds - step.verify) / self._slowness)
         self.plain_rounds += 1
         self.since_plain = 0
 
-    def saw_draft(self, steps: int, seconds: float) -> None:
-        """Count a draft of `steps` forwards."""
-        self._draft.append(seconds / steps)
+    def saw_draft(self, rows: int, seconds: float) -> None:
+        """Count a forward of the draft over so many rows."""
+        self._draft.saw(rows, seconds / self._slowness)
 
     @property
     def rate(self) -> float:
@@ -60,34 +157,22 @@ class Pace:
     @property
     def step(self) -> float | None:
         """Seconds that a token takes without drafting; None if there was no such round yet."""
-        return median(self._plain) if self._plain else None
+        forward = self.verify(1)
+        if forward is None or not self.plain_rounds:
+            return None
+        return forward + (median(self._overhead) if self._overhead else 0.0) * self._slowness
 
     @property
     def draft_step(self) -> float | None:
         """Seconds of one step of a draft; None if there was none yet."""
-        return median(self._draft) if self._draft else None
+        return self.draft(1)
+
+    def draft(self, rows: int) -> float | None:
+        """Seconds of a forward of the draft over `rows` rows; None if there was none yet of any."""
+        seconds = self._draft.at(rows)
+        return None if seconds is None else seconds * self._slowness
 
     def verify(self, rows: int) -> float | None:
         """Seconds of a verification of `rows` rows; None if there was none yet of any."""
-        if not self._verify:
-            return None
-        seen = sorted(self._verify)
-        below = max((n for n in seen if n <= rows), default=None)
-        above = min((n for n in seen if n >= rows), default=None)
-        if below is not None and above is not None:
-            low, high = median(self._verify[below]), median(self._verify[above])
-            part = (rows - below) / (above - below) if above > below else 0.0
-            return low + part * (max(high, low) - low)
-        nearest = below if below is not None else above
-        assert nearest is not None
-        seconds = median(self._verify[nearest])
-        expected = seconds * self._shape(rows) / self._shape(nearest)
-        if below is None or len(seen) < 2:
-            return expected
-        # What more rows have cost so far they will go on to cost.
-        first = median(self._verify[seen[0]])
-        slope = max(0.0, (seconds - first) / (nearest - seen[0]))
-        return max(expected, seconds + slope * (rows - nearest))
-
-    def _shape(self, rows: int) -> float:
-        return 1.0 + SLOPE * max(0, rows - self._flat)
+        seconds = self._verify.at(rows)
+        return None if seconds is None else seconds * self._slowness

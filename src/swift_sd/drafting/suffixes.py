@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+Ending = tuple[int, int]  # a state and the length of one of its substrings: see `ending`
 REMEMBERED = 8  # endings of a token whose latest place is noted; of others an earlier one is known
 
 
@@ -37,15 +38,32 @@ class SuffixAutomaton:
             self._link[new] = self._shared(state, token)
         self._whole = new
 
-    def match(self) -> tuple[int, int]:
-        """Length of the longest ending that occurred before, and the place behind that occurrence.
+    def ending(self) -> Ending:
+        """The longest ending that occurred before: its state and its length, 0 if there is none."""
+        state = max(self._link[self._whole], 0)
+        return state, self._length[state]
 
-        A length of 0 if even the last token is new.
-        """
-        state = self._link[self._whole]
-        if state <= 0:
-            return 0, len(self.tokens)
-        return self._length[state], self._end[state] + 1
+    def behind(self, ending: Ending, token: int) -> Ending:
+        """The longest ending with a follower, had `token` come behind a text with this `ending`."""
+        state, length = ending
+        while state and token not in self._next[state]:
+            state = self._link[state]
+            length = self._length[state]
+        if token not in self._next[state]:
+            return 0, 0
+        state, length = self._next[state][token], length + 1
+        while not self._next[state]:  # only the end of the text is like that
+            state = self._link[state]
+            length = self._length[state]
+        return state, length
+
+    def followers(self, ending: Ending) -> list[int]:
+        """All tokens that ever followed `ending`, the latest first; none if its length is 0."""
+        state, length = ending
+        if not length:
+            return []
+        following = self._next[state]
+        return sorted(following, key=lambda token: -self._end[following[token]])
 
     def _remember(self) -> None:
         """The longest endings occur here, too: the next time this is their latest place."""

@@ -3,14 +3,16 @@
 Over several rows attention and matrix products may add up in another order than over one. Which of
 them do so on this machine is found by trying. Attention is then called for each row as in plain
 decoding. A matrix product is given its rows as columns: oneDNN, which splits the sums of row-major
-rows into blocks, does not do so with those (nor with a single row, which is both). Where that does
-not help either it is computed row by row.
+rows into blocks, does not do so with those (nor with a single row, which is both). On processors
+where torch itself computes row by row, compiled code does the same for all of them at once. Where
+nothing helps it is computed row by row.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +21,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.pytorch_utils import Conv1D
 
+from swift_sd.model.compiled_attention import (
+    RowPaths,
+    compiled_attention,
+    fits,
+    is_compilable,
+)
+from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.kv_cache import KVCache, attention_windows
-from swift_sd.model.stubs import shared_copy
+from swift_sd.model.stubs import replaced, shared_copy
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
@@ -30,7 +39,8 @@ OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where th
 PREFIX = 6
 
 
-Forms = Mapping[str, type[nn.Module]]
+Form = Callable[[nn.Module], nn.Module]
+Forms = Mapping[str, Form]
 """By name of a linear layer, what to put around it so that each row is computed as if alone."""
 
 
@@ -52,18 +62,22 @@ def attention_row_by_row(
         key, value: `[batch, kv_heads, keys, head_dim]`, views of the cache; those of the rows last.
         attention_mask: not looked at: `module.config` holds the rows' paths through a tree.
     """
+    config = module.config
     rows = query.shape[2]
-    paths: Sequence[Sequence[int]] | None = module.config.swift_sd_paths
+    paths: RowPaths = config.swift_sd_paths
     start = key.shape[2] - rows
-    window = module.config.swift_sd_windows[module.layer_idx] or key.shape[2]
-    own = [part[:, :, start:].clone() for part in (key, value)] if paths else []
+    window = config.swift_sd_windows[module.layer_idx] or key.shape[2]
+    kernels: AttentionKernels = config.swift_sd_kernels
+    scale = options.get("scaling") or query.shape[3] ** -0.5
+    shape = (query.shape[1], key.shape[1], query.shape[3], scale)
+    if kernels.understands(shape) and fits(query, key, value):
+        return compiled_attention(kernels.library, query, key, value, paths, window, scale), None
+    own = [] if paths.is_chain else [part[:, :, start:].clone() for part in (key, value)]
     outputs = []
-    for row in range(rows):
-        end = start + row + 1
-        if paths:
-            end = start + len(paths[row])
-            for part, kept in zip((key, value), own, strict=True):
-                part[:, :, start:end] = kept[:, :, paths[row]]
+    for row, path in enumerate(paths.paths):
+        end = start + len(path)
+        for part, kept in zip((key, value), own, strict=False):
+            part[:, :, start:end] = kept[:, :, list(path)]
         seen = slice(max(0, end - window), end)
         output, _ = sdpa_attention_forward(
             module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], None, **options
@@ -74,8 +88,29 @@ def attention_row_by_row(
     return torch.cat(outputs, dim=1), None
 
 
-class AsItIs(nn.Module):
-    """Not to be constructed: the linear layer needs nothing around it."""
+class AttentionKernels:
+    """Knows for which forms of attention the compiled kernel gives torch's bits.
+
+    Args:
+        library: from `load_kernels()`, or None to do without.
+    """
+
+    def __init__(self, library: Any) -> None:
+        self.library = library
+        self._known: dict[Any, bool] = {}
+
+    def understands(self, shape: tuple[int, int, int, float]) -> bool:
+        """Whether heads, key heads, head dimension and scale are such; tried at the first call."""
+        if self.library is None:
+            return False
+        if shape not in self._known:
+            self._known[shape] = is_compilable(self.library, *shape)
+        return self._known[shape]
+
+
+def as_it_is(linear: nn.Module) -> nn.Module:
+    """The linear layer needs nothing around it."""
+    return linear
 
 
 class ColumnMajor(nn.Module):
@@ -114,9 +149,16 @@ class ExactRows(View):
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         forms: see `exact_forms`.
+        kernels: for attention; they are asked for whatever forms it takes.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, forms: Forms) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        forms: Forms,
+        kernels: AttentionKernels | None = None,
+    ) -> None:
         AttentionInterface.register(ATTENTION, attention_row_by_row)
         new: dict[str, Any] = {
             name: form(model.get_submodule(name)) for name, form in forms.items()
@@ -124,6 +166,7 @@ class ExactRows(View):
         self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
         self._config.swift_sd_paths = None
+        self._config.swift_sd_kernels = kernels or AttentionKernels(None)
         self._config.swift_sd_windows = attention_windows(model.config)
         layers = ".".join(sublayers.path)
         for index, parts in enumerate(sublayers.parts):
@@ -132,45 +175,48 @@ class ExactRows(View):
                 if hasattr(module, "config"):
                     new[name] = shared_copy(module, {})
                     new[name].config = self._config
-        super().__init__(_with(model, new))
+        super().__init__(replaced(model, new))
 
     def forward(
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
     ) -> Tensor:
         """See `View.forward`."""
-        if ancestry is not None:
-            self._config.swift_sd_paths = [row.nonzero()[:, 0].tolist() for row in ancestry]
+        paths = None if ancestry is None else [row.nonzero()[:, 0].tolist() for row in ancestry]
+        self._config.swift_sd_paths = RowPaths(paths, tokens.shape[1])
         try:
             return super().forward(tokens, cache, keep=keep, ancestry=ancestry)
         finally:
             self._config.swift_sd_paths = None
 
 
-def exact_forms(model: PreTrainedModel, most_alone: float) -> dict[str, type[nn.Module]] | None:
+def exact_forms(
+    model: PreTrainedModel, most_alone: float, kernels: Any = None
+) -> dict[str, Form] | None:
     """What to put around the linear layers whose rows depend on how many rows there are.
 
     Args:
         most_alone: the share of the weights that may be read once for each row.
+        kernels: from `load_kernels()`, or None to do without.
 
     Returns:
         None if the share is exceeded.
     """
     linears = dict(_linears(model))
     total = sum(linear.weight.numel() for linear in linears.values())
-    by_kind: dict[tuple[Any, ...], type[nn.Module]] = {}
-    forms: dict[str, type[nn.Module]] = {}
+    by_kind: dict[tuple[Any, ...], Form] = {}
+    forms: dict[str, Form] = {}
     alone = 0
     for name, linear in linears.items():
         weight: Tensor = linear.weight
         kind = (type(linear), weight.shape, weight.dtype, weight.stride(), linear.bias is None)
         if kind not in by_kind:
-            by_kind[kind] = _exact_form(linear)
+            by_kind[kind] = _exact_form(linear, kernels)
         form = by_kind[kind]
         if form is RowByRow:
             alone += weight.numel()
             if alone > most_alone * total:
                 return None
-        if form is not AsItIs:
+        if form is not as_it_is:
             forms[name] = form
     return forms
 
@@ -208,32 +254,36 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 @torch.inference_mode()
-def _exact_form(linear: Any) -> type[nn.Module]:
+def _exact_form(linear: Any, kernels: Any) -> Form:
     """The cheapest form in which several rows come out as each alone does."""
     weight: Tensor = linear.weight
     out, width = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
     generator = torch.Generator().manual_seed(0)
-    possible: list[type[nn.Module]] = [AsItIs, ColumnMajor]
+    samples = []
     for _ in range(max(1, OUTPUTS // (out * max(ROWS)))):
         rows = torch.randn(1, max(ROWS), width, generator=generator).to(weight)
-        alone = torch.cat([linear(row) for row in _pieces(rows, 1)], dim=1)
-        for form in tuple(possible):
-            module = linear if form is AsItIs else form(linear)
-            if not all(torch.equal(module(rows[:, :n]), alone[:, :n]) for n in ROWS):
-                possible.remove(form)
-    return possible[0] if possible else RowByRow
+        samples.append((rows, torch.cat([linear(row) for row in _pieces(rows, 1)], dim=1)))
+    possible: list[Form] = [as_it_is, ColumnMajor]
+    if kernels is not None and can_be_compiled(linear):
+        possible.insert(0, partial(CompiledRows, kernels))
+
+    def is_exact(form: Form) -> bool:
+        module = form(linear)
+        return all(
+            torch.equal(module(rows[:, :n]), alone[:, :n]) for rows, alone in samples for n in ROWS
+        )
+
+    return next(filter(is_exact, possible), RowByRow)
 
 
-def _with(module: nn.Module, new: Mapping[str, nn.Module], path: str = "") -> nn.Module:
-    """A copy of `module` in which the submodules named in `new` are replaced, at any depth.
+def compiled_reader(model: PreTrainedModel, forms: Forms) -> View | None:
+    """A view that reads prompts as the model does, to the bit, with the compiled ones of `forms`.
 
-    What is new for a module itself is the copy to go on with.
+    torch computes many rows like one on processors where those are exact. None if there are none.
     """
-    inside = path + "." if path else ""
-    children = {
-        name: _with(child, new, inside + name)
-        for name, child in module.named_children()
-        if any(key == inside + name or key.startswith(f"{inside}{name}.") for key in new)
+    new = {
+        name: form(model.get_submodule(name))
+        for name, form in forms.items()
+        if isinstance(form, partial)
     }
-    start = new.get(path, module)
-    return shared_copy(start, children) if children else start
+    return View(replaced(model, new)) if new else None

@@ -35,6 +35,21 @@ def shared_copy_along(
     return shared_copy(module, children)
 
 
+def replaced(module: nn.Module, new: Mapping[str, nn.Module], path: str = "") -> nn.Module:
+    """A copy of `module` in which the submodules named in `new` are replaced, at any depth.
+
+    What is new for a module itself is the copy to go on with.
+    """
+    inside = path + "." if path else ""
+    children = {
+        name: replaced(child, new, inside + name)
+        for name, child in module.named_children()
+        if any(key == inside + name or key.startswith(f"{inside}{name}.") for key in new)
+    }
+    start = new.get(path, module)
+    return shared_copy(start, children) if children else start
+
+
 class PassThrough(nn.Module):
     """Returns its first argument: in place of a whole layer, or of the norm of a skipped sublayer.
 

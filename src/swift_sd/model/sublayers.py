@@ -19,7 +19,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swift_sd.errors import UnsupportedModel
-from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, attention_windows
 from swift_sd.model.stubs import (
     Neutralised,
     PassThrough,
@@ -29,7 +29,7 @@ from swift_sd.model.stubs import (
 )
 from swift_sd.model.view import View
 
-CACHE_PARAMETERS = {"past_key_values", "past_key_value", "layer_past"}
+CACHE_PARAMETERS = {*CACHE_NAMES, "past_key_value", "layer_past"}
 SUPPORTED = (
     "swift-sd drafts with decoder-only models whose layers add a separate attention and MLP "
     "sublayer to the residual stream (llama, qwen, mistral, gemma, phi, gpt2, … and their MoE kin)"

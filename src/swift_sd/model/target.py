@@ -15,11 +15,15 @@ class Target(View):
     Args:
         module: the model.
         verifier: what verifies in its place, giving the same to the bit, however many rows.
+        reader: what reads prompts in its place, giving the same to the bit.
     """
 
-    def __init__(self, module: nn.Module, verifier: View | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, verifier: View | None = None, reader: View | None = None
+    ) -> None:
         super().__init__(module)
         self._verifier = verifier
+        self._reader = reader
 
     def prefill(self, tokens: Tensor, cache: KVCache, chunk: int | None = None) -> Tensor:
         """Read the part of the prompt that is not in `cache` yet, and commit it.
@@ -34,7 +38,10 @@ class Target(View):
         size = chunk or tokens.shape[1]
         for begin in range(0, tokens.shape[1], size):
             piece = tokens[:, begin : begin + size]
-            logits = self.forward(piece, cache, keep=1)
+            if self._reader is not None:
+                logits = self._reader.forward(piece, cache, keep=1)
+            else:
+                logits = self.forward(piece, cache, keep=1)
             cache.commit(piece.shape[1])
         cache.compact()
         return logits[:, -1]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, cache_name
 from swift_sd.model.rope import changes_with_length
 from swift_sd.model.tree_mask import TreeMask
 
@@ -31,6 +31,7 @@ class View:
         accepted = inspect.signature(type(module).forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._cache_name = cache_name(accepted)
 
     def forward(
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
@@ -48,7 +49,7 @@ class View:
             Logits `[batch, new or keep, vocabulary]` in the model's dtype.
         """
         count = tokens.shape[1]
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {self._cache_name: cache}
         if self._takes_positions:
             if ancestry is None:
                 places = torch.arange(cache.cursor, cache.cursor + count, device=tokens.device)
@@ -61,9 +62,7 @@ class View:
             options["logits_to_keep"] = keep
         # In this order: inference_mode(False) would switch gradients on again.
         with torch.inference_mode(self._leaves_no_trace), torch.no_grad():
-            output = self.module(
-                input_ids=tokens, past_key_values=cache, use_cache=True, return_dict=True, **options
-            )
+            output = self.module(input_ids=tokens, use_cache=True, return_dict=True, **options)
         cache.advance(count)
         logits: Tensor = output.logits
         return logits[:, -keep:] if keep and not self._takes_keep else logits

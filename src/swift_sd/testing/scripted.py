@@ -35,7 +35,7 @@ class ScriptedModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        past_key_values: KVCache,
+        cache: KVCache,
         use_cache: bool,
         return_dict: bool,
         attention_mask: Tensor | None = None,
@@ -43,7 +43,7 @@ class ScriptedModel(nn.Module):
         """Logits `[1, new, vocabulary]`; the ids are written into the cache's only layer."""
         self.forwards += 1
         rows = input_ids.float().view(1, 1, -1, 1)
-        keys, _ = past_key_values.update(rows, rows, 0)
+        keys, _ = cache.update(rows, rows, 0)
         seen = keys.flatten()
         count = input_ids.shape[1]
         if attention_mask is None:
@@ -78,6 +78,6 @@ class ScriptedDrafter:
         drafted = self.script(state.tokens[0].tolist(), budget)
         return drafted if isinstance(drafted, DraftTree) else DraftTree.chain(drafted[:budget])
 
-    def learn(self, tree: DraftTree, path: Sequence[int], step: Step) -> None:
+    def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """Keep it, for tests to look at."""
         self.seen.append((tree, list(path), step))

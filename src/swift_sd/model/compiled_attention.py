@@ -1,0 +1,118 @@
+"""Attention of several rows, each as torch computes it alone, in compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Numbers of keys that are tried: few, vectors with and without a rest, softmax blocks of 512.
+LENGTHS = (*range(1, 36), 63, 100, 255, 300, 511, 512, 513, 700, 1027)
+ROOM = 1200  # keys of the buffers that they are parts of
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("queries", "keys", "values", "out", "paths", "lengths")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "prefix", "window", "heads", "kv_heads", "width")
+        ),
+        *((name, ctypes.c_int64) for name in ("query_head", "query_row", "key_head", "value_head")),
+        ("scale", ctypes.c_float),
+    )
+
+
+class RowPaths:
+    """Which of the newest rows each of them follows, itself included, for all layers of a forward.
+
+    Args:
+        paths: ascending numbers of rows for each row; None where they follow one by one.
+        rows: how many there are.
+    """
+
+    def __init__(self, paths: Sequence[Sequence[int]] | None, rows: int) -> None:
+        self.paths = paths if paths is not None else [range(row + 1) for row in range(rows)]
+        self.is_chain = paths is None
+        self.lengths = torch.tensor([len(path) for path in self.paths], dtype=torch.int32)
+        self.table = torch.zeros(rows, rows, dtype=torch.int32)
+        for row, path in enumerate(self.paths):
+            self.table[row, : len(path)] = torch.tensor(list(path), dtype=torch.int32)
+
+
+def compiled_attention(
+    library: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    paths: RowPaths,
+    window: int,
+    scale: float,
+) -> Tensor:
+    """What each row's own call of torch's attention gives, to the bit: see `is_compilable`.
+
+    Args:
+        query: `[1, heads, rows, head_dim]`, bfloat16, on the CPU.
+        key, value: `[1, kv_heads, keys, head_dim]`; those of the rows last.
+        window: how many keys each row sees at most.
+
+    Returns:
+        `[1, rows, heads, head_dim]`
+    """
+    _, heads, rows, width = query.shape
+    prefix = key.shape[2] - rows
+    table = paths.table + prefix
+    out = query.new_empty(1, rows, heads, width)
+    pointers = (each.data_ptr() for each in (query, key, value, out, table, paths.lengths))
+    failed = library.swift_sd_attention(
+        ctypes.byref(
+            _Attention(
+                *pointers,
+                *(rows, prefix, window, heads, key.shape[1], width),
+                *(query.stride(1), query.stride(2), key.stride(1), value.stride(1)),
+                scale,
+            )
+        )
+    )
+    if failed:
+        raise MemoryError("no memory for attention")
+    return out
+
+
+def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the kernel knows what to do with such tensors."""
+    rows_lie_together = all(each.stride(2) == each.shape[3] for each in (key, value))
+    numbers_do = all(each.stride(3) == 1 for each in (query, key, value))
+    kind = query.dtype == key.dtype == torch.bfloat16 and query.is_cpu and len(query) == 1
+    same = value.shape == key.shape and query.shape[3] == key.shape[3]
+    return kind and same and rows_lie_together and numbers_do and query.shape[3] % 8 == 0
+
+
+@torch.inference_mode()
+def is_compilable(library: Any, heads: int, kv_heads: int, width: int, scale: float) -> bool:
+    """Whether the kernel gives torch's bits for heads of this form, found by trying."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int, rows: int) -> Tensor:
+        return torch.randn(1, count, rows, width, generator=generator).to(torch.bfloat16)
+
+    keys, values = some(kv_heads, ROOM), some(kv_heads, ROOM)
+    one = RowPaths(None, 1)
+    for length in LENGTHS:
+        query, key, value = 2 * some(heads, 1), keys[:, :, :length], values[:, :, :length]
+        if not fits(query, key, value):
+            return False
+        expected = F.scaled_dot_product_attention(
+            query, key, value, scale=scale, enable_gqa=heads != kv_heads
+        )
+        found = compiled_attention(library, query, key, value, one, length, scale)
+        if not torch.equal(found.transpose(1, 2), expected):
+            return False
+    return True

@@ -1,0 +1,55 @@
+"""A linear layer over several rows in compiled code, for one reading of its weights."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STRIDE = 64  # see native/rows.c
+
+
+class CompiledRows(nn.Module):
+    """Computes each row of `[batch, rows, in]` as torch does on processors that lack AVX-512.
+
+    There torch takes the time of one row for each of several. A single row is left to it. Whether
+    the results are the same to the bit is for the caller to find out.
+
+    Args:
+        library: from `load_kernels()`.
+        linear: of bfloat16 on the CPU; see `can_be_compiled`.
+    """
+
+    def __init__(self, library: Any, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear: Any = linear
+        self._library = library
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[batch, rows, out]`."""
+        weight, bias = self.linear.weight, self.linear.bias
+        rows = hidden_states.reshape(-1, weight.shape[1]).contiguous()
+        if len(rows) == 1:
+            alone: Tensor = self.linear(hidden_states)
+            return alone
+        output = rows.new_empty(len(rows), len(weight))
+        pointers = (None if each is None else each.data_ptr() for each in (rows, weight, bias))
+        failed = self._library.swift_sd_linear_rows(
+            *map(ctypes.c_void_p, pointers),
+            ctypes.c_void_p(output.data_ptr()),
+            *map(ctypes.c_int64, (len(rows), *reversed(weight.shape))),
+        )
+        if failed:
+            raise MemoryError("no memory for a linear layer")
+        return output.view(*hidden_states.shape[:-1], -1)
+
+
+def can_be_compiled(linear: nn.Module) -> bool:
+    """Whether the kernel knows what to do with this layer."""
+    if not isinstance(linear, nn.Linear):
+        return False
+    weight = linear.weight
+    fits = weight.dtype == torch.bfloat16 and weight.is_cpu and weight.is_contiguous()
+    return fits and weight.shape[1] % STRIDE == 0

@@ -1,0 +1,97 @@
+"""What the drafts of all responses read: the model's own weights, or rounded copies of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.quantised_linear import quantised_copy
+from swift_sd.model.sublayers import Sublayers
+from swift_sd.model.view import View
+from swift_sd.native.compiler import NoKernelsError
+
+GROUP = 128  # weights that share a scale
+PREFIX, CHECKED = 4, 6  # tokens
+FAITHFUL = 0.5  # relative error of the logits; a layer that was misunderstood gives 1 and more
+
+AnyDraft = DraftView | CompiledDraft
+
+
+class DraftWeights:
+    """Made once for a model; makes the draft views of its responses.
+
+    Compiled code where the model is of the layout that it knows, on the CPU, and shown on a few
+    tokens to be understood; else torch's packed kernels in the model's own modules; else the model.
+
+    Args:
+        model: the target; it is not changed.
+        sublayers: what `find_sublayers(model)` found.
+        bits: 4, 8, or 16 for the model's own weights.
+
+    Attributes:
+        bits: of the weights that drafts read, in fact.
+        error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
+        why_not_compiled: the reason, where compiled code could have served.
+    """
+
+    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, bits: int) -> None:
+        self._model, self._sublayers = model, sublayers
+        self._compiled: CompiledWeights | None = None
+        self._copy: nn.Module | None = None
+        self.bits, self.error = 16, 0.0
+        self.why_not_compiled: str | None = None
+        if bits < 16:
+            self._round(bits)
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken beyond the model's own."""
+        if self._compiled is not None:
+            return self._compiled.bytes
+        if self._copy is None:
+            return 0
+        # What the packed layers hold are plain attributes, not parameters.
+        held = (vars(module).values() for module in self._copy.modules())
+        return sum(one.nbytes for values in held for one in values if torch.is_tensor(one))
+
+    def view(self, layer_set: LayerSet) -> AnyDraft:
+        """A draft for one response that skips `layer_set`."""
+        if self._compiled is not None:
+            return CompiledDraft(self._compiled, layer_set)
+        model: Any = self._copy if self._copy is not None else self._model
+        return DraftView(model, self._sublayers, layer_set)
+
+    def _round(self, bits: int) -> None:
+        try:
+            self._compiled = CompiledWeights(self._model, self._sublayers, bits, GROUP)
+            self.error = self._relative_error()
+            if not self.error <= FAITHFUL:
+                raise NoKernelsError(f"its logits would be off by {self.error:.0%}")
+            self.bits = bits
+        except NoKernelsError as reason:
+            self.why_not_compiled, self._compiled, self.error = str(reason), None, 0.0
+            self._copy = quantised_copy(self._model, bits, GROUP)
+            if self._copy is not None:
+                self.error, self.bits = self._relative_error(), bits
+
+    def _relative_error(self) -> float:
+        """Of the logits of a few tokens, against those of the model."""
+        embedding: Any = self._model.get_input_embeddings()
+        spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + CHECKED + 2).long()
+        tokens = spread[1:-1].unsqueeze(0).to(self._model.device)
+        cache = KVCache(attention_windows(self._model.config))
+        plain = View(self._model)
+        plain.forward(tokens[:, :PREFIX], cache, keep=1)
+        cache.commit(PREFIX)
+        draft = self.view(LayerSet.none(self._sublayers.depth))
+        found = draft.forward(tokens[:, PREFIX:], cache).float()
+        cache.rollback()
+        expected = plain.forward(tokens[:, PREFIX:], cache).float()
+        return float((found - expected).norm() / expected.norm())

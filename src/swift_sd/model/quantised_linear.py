@@ -1,0 +1,124 @@
+"""A copy of a model whose linear layers have 4- or 8-bit weights, by torch's packed kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from swift_sd.model.stubs import replaced
+
+TILES = {"cpu": 1, "cuda": 8}  # of 16 weights that torch packs together, by device
+OUTPUTS = 64  # rows of weights that the packed kernels take at once
+
+
+class FourBits(nn.Module):
+    """Weights in 4 bits by groups along the rows, rounded to nearest: code · scale + offset.
+
+    Args:
+        linear: not changed; its bias is shared.
+        group: most weights that share a scale; 64 or 32 where it does not divide the width.
+
+    Raises:
+        ValueError: a shape, dtype or device for which torch has no such kernel.
+    """
+
+    def __init__(self, linear: nn.Linear, group: int) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        out, width = weight.shape
+        kind = weight.device.type
+        if kind not in TILES or weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+            raise ValueError(f"no 4-bit kernel for {weight.dtype} on {kind}")
+        group = next((size for size in (group, 64, 32) if width % size == 0), 0)
+        if not group or width % (16 * TILES[kind]) or out % OUTPUTS:
+            raise ValueError(f"no 4-bit kernel for {out} x {width}")
+        self.bias, self.group, self.is_cpu = linear.bias, group, kind == "cpu"
+        codes, scales, middles = _rounded(weight, group)
+        # [groups, out, 2]: what a code of 8 stands for is stored, not what 0 does.
+        self.scales = torch.stack([scales, middles], -1).transpose(0, 1).to(weight.dtype)
+        self.scales = self.scales.contiguous()
+        aten: Any = torch.ops.aten
+        if self.is_cpu:
+            self.packed = aten._convert_weight_to_int4pack_for_cpu(codes, TILES[kind])
+        else:
+            pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+            self.packed = aten._convert_weight_to_int4pack(pairs, TILES[kind])
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[batch, rows, out]`."""
+        aten: Any = torch.ops.aten
+        multiply = aten._weight_int4pack_mm_for_cpu if self.is_cpu else aten._weight_int4pack_mm
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        output: Tensor = multiply(rows, self.packed, self.group, self.scales)
+        output = output.view(*hidden_states.shape[:-1], -1)
+        return output if self.bias is None else output + self.bias
+
+
+class EightBits(nn.Module):
+    """Weights in 8 bits with a scale for each row.
+
+    Args:
+        linear: not changed; its bias is shared.
+        group: not needed here.
+
+    Raises:
+        ValueError: a shape or dtype for which torch has no such kernel.
+    """
+
+    def __init__(self, linear: nn.Linear, group: int) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        if weight.dtype not in (torch.bfloat16, torch.float16) or weight.shape[1] % 32:
+            raise ValueError(f"no 8-bit kernel for {weight.dtype}, width {weight.shape[1]}")
+        self.bias = linear.bias
+        scales = weight.float().abs().amax(dim=1) / 127
+        whole = weight.float() / scales.clamp(min=1e-12)[:, None]
+        self.codes = whole.round().clamp(-127, 127).to(torch.int8)
+        self.scales = scales.to(weight.dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[batch, rows, out]`."""
+        aten: Any = torch.ops.aten
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
+        output: Tensor = aten._weight_int8pack_mm(rows, self.codes, self.scales)
+        output = output.view(*hidden_states.shape[:-1], -1)
+        return output if self.bias is None else output + self.bias
+
+
+@torch.no_grad()
+def quantised_copy(model: PreTrainedModel, bits: int, group: int) -> nn.Module | None:
+    """A copy of `model` over the same tensors but for those of its linear layers.
+
+    Layers for which torch has no kernel stay as they are. None if those hold most of the weights.
+
+    Args:
+        bits: 4 or 8.
+        group: weights that share a scale, for 4 bits.
+    """
+    form = FourBits if bits == 4 else EightBits
+    new: dict[str, nn.Module] = {}
+    made = total = 0
+    for name, module in model.named_modules():
+        if type(module) is not nn.Linear:
+            continue
+        count = module.weight.numel()
+        total += count
+        try:
+            new[name] = form(module, group)
+        except ValueError:
+            continue
+        made += count
+    return replaced(model, new) if 2 * made > total else None
+
+
+def _rounded(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 to 15, `[out, width]`, int32; scales and what 8 stands for, `[out, groups]`."""
+    parts = weight.float().view(len(weight), -1, group)
+    low, high = parts.amin(dim=2, keepdim=True), parts.amax(dim=2, keepdim=True)
+    scales = ((high - low) / 15).clamp(min=1e-12).to(weight.dtype).float()
+    codes = ((parts - low) / scales).round().clamp(0, 15)
+    middles = (low + 8 * scales)[..., 0]
+    return codes.flatten(1).to(torch.int32), scales[..., 0], middles

@@ -1,0 +1,100 @@
+"""Compiles our kernels with the machine's own C compiler, once, and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+SOURCES = ("rows.c", "attention.c", "quantise.c", "draft.c")
+HEADERS = ("vectors.h", "draft.h", "products.h")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-lm")
+SECONDS = 120  # that a compiler may take; it takes two
+
+
+class NoKernelsError(Exception):
+    """Raised where the kernels cannot be had; the message says why. Nobody needs them."""
+
+
+def load_kernels() -> ctypes.CDLL:
+    """The kernels, compiled for this machine's processor.
+
+    What was compiled is kept in the user's cache directory, or if nothing can be written there in a
+    temporary one. Loaded after torch, they share its threads.
+
+    Raises:
+        NoKernelsError: there is no C compiler, or it does not understand them.
+    """
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
+    if compiler is None:
+        raise NoKernelsError("no C compiler is installed (cc)")
+    folder = Path(__file__).parent
+    texts = [(folder / name).read_bytes() for name in (*SOURCES, *HEADERS)]
+    told = [compiler, _version(compiler), platform.machine(), _processor(), *FLAGS]
+    digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
+    path = platformdirs.user_cache_path("swift-sd") / f"kernels-{digest[:16]}.so"
+    if path.is_file():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:  # damaged: compiled anew
+            pass
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _compiled(compiler, folder, path)
+    except OSError:
+        with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file may go
+            return _compiled(compiler, folder, Path(scratch) / path.name)
+
+
+def find_kernels() -> ctypes.CDLL | None:
+    """The same, or None where they cannot be had."""
+    try:
+        return load_kernels()
+    except NoKernelsError:
+        return None
+
+
+def _compiled(compiler: str, folder: Path, path: Path) -> ctypes.CDLL:
+    handle, scratch = tempfile.mkstemp(suffix=".so", dir=path.parent)
+    os.close(handle)
+    try:
+        sources = [str(folder / name) for name in SOURCES]
+        done = subprocess.run(
+            [compiler, *sources, *FLAGS, "-o", scratch],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        if done.returncode:
+            raise NoKernelsError(f"{compiler} does not compile the kernels: {done.stderr[:300]}")
+        os.replace(scratch, path)  # whole or not at all: others may be compiling it too
+        return ctypes.CDLL(str(path))
+    except subprocess.TimeoutExpired:
+        raise NoKernelsError(f"{compiler} took more than {SECONDS} s") from None
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def _version(compiler: str) -> str:
+    found = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return found.stdout
+
+
+def _processor() -> str:
+    """What a kernel compiled here may not be run without."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(
+        sorted({line for line in text.splitlines() if line.split("\t")[0].strip() in wanted})
+    )
