@@ -21,11 +21,17 @@ from swift_sd.serve.lockstep import join, lockstep_config
 PROMPTS = ["abc", "def f(x):", "Why is the sky blue?"]
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def torchrun(*arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    address = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
-        [*command, "--master-addr", "127.0.0.1", "--master-port", "0", *map(str, arguments)],
+        [*command, *address, *map(str, arguments)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -35,7 +41,10 @@ def torchrun(*arguments: object) -> subprocess.Popen:
 
 def test_two_processes_generate_the_tokens_of_one(folder, byte_model, bytes_tokenizer):
     process = torchrun(Path(__file__).parent / "tensor_parallel.py", folder)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 0, err[-2000:]
     told = json.loads(out.strip().splitlines()[-1])
     assert told["is_split"]
@@ -55,8 +64,7 @@ def test_two_processes_generate_the_tokens_of_one(folder, byte_model, bytes_toke
 def test_a_split_model_is_served(folder, plain, tmp_path):
     layer_set = tmp_path / "set.json"
     layer_set.write_text(json.dumps({"depth": 4, "attention": [1], "mlp": []}))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     process = torchrun(
         *("-m", "swift_sd", "serve", f"tiny={folder}", "--tensor-parallel", 2, "--port", port),
         *("--dtype", "float32", "--early-stop", 0, "--layer-set", layer_set),
@@ -85,7 +93,7 @@ def test_a_split_model_is_served(folder, plain, tmp_path):
 
 
 def is_up(url: str, process: subprocess.Popen) -> bool:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5) as told:
@@ -105,5 +113,5 @@ def test_drafts_that_depend_on_time_are_refused():
 
 def test_without_torchrun_it_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(ConfigError, match=r"torchrun .* pipeline parallelism"):
+    with pytest.raises(ConfigError, match=r"torchrun .*pipeline parallelism"):
         join(2)
