@@ -4,8 +4,17 @@ import { show, speed } from "./instruments.js";
 import { Refused, chat, setKey, status } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const KINDS = { layer_skip: "drafted", copying: "copied", sibling: "sibling", bonus: "", plain: "" };
-const NAMES = { drafted: "drafted", copied: "copied", sibling: "an alternative of the draft" };
+const KINDS = {
+  layer_skip: "drafted",
+  cascade: "drafted",
+  copying: "copied",
+  recycling: "copied",
+  "copying+recycling": "copied",
+  sibling: "sibling",
+  bonus: "",
+  plain: "",
+};
+const NAMES = { drafted: "drafted", copied: "copied or recalled", sibling: "an alternative" };
 const QUICK = 500, SLOW = 4000; // milliseconds between two looks at the server
 
 let messages = [];
