@@ -44,6 +44,7 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     on_progress: Progress | None = None,
+    tensor_parallel: int = 1,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model, ready to generate, and its tokenizer.
 
@@ -52,6 +53,7 @@ def load(
         dtype: ``"auto"`` (as stored), ``"bfloat16"``, ``"float16"`` or ``"float32"``.
         device: ``"auto"`` (CUDA if there is one, else the CPU), or a torch device: ``"cuda:1"``.
         on_progress: Called with a short message for a person before each step that takes time.
+        tensor_parallel: Over how many processes, started by torchrun, its matrices are split.
 
     Raises:
         ModelNotFound: If the name leads to no causal language model with a tokenizer.
@@ -64,15 +66,16 @@ def load(
     if name == DEFAULT_MODEL:
         folder = _default_model_folder(tell)
         with _without_bars():
-            return _load_from(str(folder), dtype, place, tell)
-    return _load_from(_resolve_name(name), dtype, place, tell)
+            return _load_from(str(folder), dtype, place, tell, tensor_parallel)
+    return _load_from(_resolve_name(name), dtype, place, tell, tensor_parallel)
 
 
 def _load_from(
-    source: str, dtype: str, device: "torch.device", tell: Progress
+    source: str, dtype: str, device: "torch.device", tell: Progress, tensor_parallel: int
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load from a folder or a repository: small files first, so that a misfit fails early."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.distributed.configuration_utils import DistributedConfig
 
     # Nothing in a checkpoint is ever executed (and transformers would ask on the terminal).
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -84,8 +87,10 @@ def _load_from(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     with _one_line_errors(source, "load the weights"):
         options |= {"config": config, "dtype": dtype}
+        if tensor_parallel > 1:  # each process puts its part where it belongs
+            options["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
         model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    return model.to(device), tokenizer
+    return (model if tensor_parallel > 1 else model.to(device)), tokenizer
 
 
 # --- the default model ------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("command", [(), ("generate",), ("chat",), ("inspect",)])
+@pytest.mark.parametrize("command", [(), ("generate",), ("chat",), ("inspect",), ("serve",)])
 def test_help_loads_neither_torch_nor_transformers(command):
     program = (
         "import sys; from swift_sd.cli.main import main; status = main(sys.argv[1:]);"

@@ -16,10 +16,10 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
-from swift_sd.testing.families import FAMILIES, SPECIAL_FAMILIES, tiny_model
+from swift_sd.testing.families import tiny_model
 
-SUPPORTED = [family for family in (*FAMILIES, *SPECIAL_FAMILIES) if family != "minimax"]
-DEFAULT_ALIKE = ["llama", "mistral", "gemma3_text", "gpt2", "qwen3_moe", "bloom", "olmo2"]
+# One for each way to read a tree or to be refused one; trees over all families: test_trees.
+ALIKE = ["llama", "mistral", "gemma3_text", "gpt2", "qwen3_moe", "bloom", "olmo2", "phi"]
 ARGUMENTS = [{"do_sample": False}, {"do_sample": True, "top_k": 4}]
 # Rows cost next to nothing, so that much is proposed.
 CHEAP = Prior({1: 1.0, 65: 1.05}, {1: 0.1, 65: 0.1})
@@ -76,7 +76,7 @@ def decoding(staged, steps):
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", ALIKE)
 def test_recalling_and_cascades_change_nothing(family, arguments):
     model = tiny_model(family)
     depth = model.config.get_text_config().num_hidden_layers
@@ -101,7 +101,7 @@ def test_recalling_and_cascades_change_nothing(family, arguments):
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-@pytest.mark.parametrize("family", DEFAULT_ALIKE)
+@pytest.mark.parametrize("family", ALIKE)
 def test_the_default_changes_nothing(family, arguments):
     model = tiny_model(family)
     swift = Swift(model, config=SwiftConfig(LayerSet.none(5)))
@@ -128,7 +128,7 @@ class Wrong(Staged):
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-@pytest.mark.parametrize("family", DEFAULT_ALIKE)
+@pytest.mark.parametrize("family", ALIKE)
 def test_a_wrong_start_leaves_no_trace(family, arguments):
     """What the sub-network read and did not agree to is written over, in its cache too."""
     model = tiny_model(family)

@@ -20,6 +20,8 @@ from swift_sd.cli.inspect import EPILOG as INSPECT_EPILOG
 from swift_sd.cli.inspect import inspect
 from swift_sd.cli.search import EPILOG as SEARCH_EPILOG
 from swift_sd.cli.search import search
+from swift_sd.cli.serve import EPILOG as SERVE_EPILOG
+from swift_sd.cli.serve import serve
 from swift_sd.cli.terminal import fail
 from swift_sd.errors import SwiftError
 
@@ -32,6 +34,7 @@ app.command(epilog=GENERATE_EPILOG)(generate)
 app.command(epilog=CHAT_EPILOG)(chat)
 app.command(epilog=INSPECT_EPILOG)(inspect)
 app.command(epilog=SEARCH_EPILOG)(search)
+app.command(epilog=SERVE_EPILOG)(serve)
 app.add_typer(bench, name="bench")
 
 

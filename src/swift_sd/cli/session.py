@@ -38,7 +38,7 @@ def opened(
     with progress("starting"):
         from swift_sd import loading
         from swift_sd.swift import Swift
-    with _quiet_transformers():
+    with quiet_transformers():
         with progress("loading") as tell:
             model, tokenizer = loading.load(name, dtype=dtype, device=device, on_progress=tell)
             tell("looking for sublayers to skip")
@@ -47,7 +47,7 @@ def opened(
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars, advice and warnings of transformers; its settings are put back behind."""
     from transformers.utils import logging as chatter
 

@@ -1,0 +1,227 @@
+"""`swift-sd serve`: models behind OpenAI's interface."""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import json
+import signal
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swift_sd.cli import options
+from swift_sd.cli.settings import draft_config
+from swift_sd.cli.terminal import note, progress
+from swift_sd.errors import ConfigError
+from swift_sd.loading import DEFAULT_MODEL
+from swift_sd.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from swift_sd.serve.spec import Spec
+
+EPILOG = """[bold]Examples[/bold]
+
+  swift-sd serve                             # the page is at http://127.0.0.1:8000
+
+  swift-sd serve ./my-model coder=Qwen/Qwen2.5-Coder-1.5B-Instruct
+
+  SWIFT_SD_API_KEY=secret swift-sd serve --host 0.0.0.0 --port 80
+
+  swift-sd serve ./my-model --ray --replicas 2
+
+  swift-sd serve --ray --autoscaling max_replicas=4
+
+  torchrun --nproc-per-node 2 -m swift_sd serve … --tensor-parallel 2 --early-stop 0.8
+"""
+NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas"
+USUAL = Limits()
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{options.MODEL_HELP} NAME=MODEL names it.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen.", rich_help_panel=NETWORK)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="N", help="0 takes a free one.", rich_help_panel=NETWORK
+        ),
+    ] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="SWIFT_SD_API_KEY",
+            help="Answer only who sends it. May be repeated.",
+            rich_help_panel=NETWORK,
+            show_default=False,
+        ),
+    ] = None,
+    max_active: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Responses made in turn.", rich_help_panel=LIMITS),
+    ] = USUAL.active,
+    max_queue: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Requests that may wait; then 429.", rich_help_panel=LIMITS
+        ),
+    ] = USUAL.waiting,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer.", rich_help_panel=LIMITS)
+    ] = USUAL.tokens,
+    max_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="S", help="Longest a request may take.", rich_help_panel=LIMITS
+        ),
+    ] = USUAL.seconds,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0.1, metavar="S", help="To finish answers at the end.", rich_help_panel=LIMITS
+        ),
+    ] = USUAL.grace,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray", metavar=options.FLAG, help="Replicas on Ray Serve.", rich_help_panel=REPLICAS
+        ),
+    ] = False,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many.", rich_help_panel=REPLICAS)
+    ] = None,
+    autoscaling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="For Ray's AutoscalingConfig. May be repeated.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Split models over N processes, started by torchrun.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = 1,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    plain: options.Plain = False,
+    layer_set: options.LayerSetFile = None,
+    max_draft_tokens: options.MaxDraftTokens = None,
+    early_stop: options.EarlyStop = None,
+    exact: options.Exact = None,
+) -> None:
+    """Answer OpenAI's clients, and show on a page what happens.
+
+    Ctrl-C or SIGTERM finishes the answers in the making, then stops.
+    """
+    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact)
+    limits = Limits(
+        active=max_active, waiting=max_queue, tokens=max_tokens, seconds=max_seconds, grace=grace
+    )
+    scale = _scale(autoscaling or [])
+    if not ray and (replicas is not None or scale):
+        raise ConfigError("--replicas and --autoscaling are for --ray: add it, or drop them")
+    if ray and tensor_parallel > 1:
+        raise ConfigError("--ray does not start torchrun's processes: drop --tensor-parallel")
+    if replicas is not None and scale:
+        raise ConfigError("--autoscaling decides how many replicas there are: drop --replicas")
+    _require("fastapi", "serve")
+    if ray:
+        _require("ray", "ray")
+    with progress("starting"):
+        from swift_sd.serve.spec import Spec, named
+    spec = Spec(
+        named(models or [DEFAULT_MODEL]),
+        dtype=dtype,
+        device=device,
+        config=config,
+        limits=limits,
+        api_keys=tuple(api_key or ()),
+        tensor_parallel=tensor_parallel,
+    )
+    if not (_is_loopback(host) or spec.api_keys):
+        note(f"anyone who reaches {host} is answered; --api-key asks for a key")
+    if ray:
+        from swift_sd.serve import replicas as on_ray
+
+        on_ray.run(
+            spec, host=host, port=port, replicas=replicas or 1, autoscaling=scale, blocking=True
+        )
+    elif tensor_parallel > 1:
+        _serve_split(spec, host, port)
+    else:
+        _serve_here(spec, host, port)
+
+
+def _serve_here(spec: Spec, host: str, port: int) -> None:
+    from swift_sd.cli.session import quiet_transformers
+    from swift_sd.serve.server import listen, run
+    from swift_sd.serve.spec import load
+
+    with listen(host, port) as listener, quiet_transformers():  # a taken port fails at once
+        with progress("loading") as tell:
+            served = load(spec, tell)
+        address = listener.getsockname()
+        note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
+        run(spec, served, listener)
+
+
+def _serve_split(spec: Spec, host: str, port: int) -> None:
+    """On each process that torchrun started; the first one has the port."""
+    from swift_sd.cli.session import quiet_transformers
+    from swift_sd.serve import lockstep
+    from swift_sd.serve.spec import load
+
+    if lockstep.join(spec.tensor_parallel) == 0:
+        _serve_here(spec, host, port)
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first one decides
+            signal.signal(number, signal.SIG_IGN)
+        with quiet_transformers():
+            served = load(spec, lambda message: None)
+            lockstep.follow({one.name: one.swift for one in served})
+
+
+def _scale(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` for Ray, values as in JSON where they are that."""
+    scale: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not (name and separator):
+            raise ConfigError(f"--autoscaling {pair} is not NAME=VALUE, as in max_replicas=4")
+        try:
+            scale[name] = json.loads(value)
+        except ValueError:
+            scale[name] = value
+    return scale
+
+
+def _require(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this needs more packages: pip install 'swift-sd[{extra}]'")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _written(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: needs `pip install 'swift-sd[serve]'`."""

@@ -1,0 +1,85 @@
+"""One response's steps."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swift_sd.decoding.trace import Step
+from swift_sd.swift import Swift
+
+
+class Decoding:
+    """The steps of one response, with random numbers of its own.
+
+    Several may be open at a time, a step here and a step there: each finds the random numbers as it
+    left them, so that a seed gives the sample that it gives alone.
+
+    Args:
+        swift: decodes.
+        inputs, arguments: for `Swift.steps`.
+        seed: of sampling.
+
+    Raises:
+        SwiftError: the request is refused.
+    """
+
+    def __init__(
+        self, swift: Swift, inputs: Mapping[str, Tensor], arguments: Mapping[str, Any], seed: int
+    ) -> None:
+        self._device = swift.model.device
+        self._randomness = _seeded(self._device, seed) if arguments.get("do_sample") else None
+        self._steps: Generator[Step] = swift.steps(**inputs, **arguments)
+
+    def next(self) -> Step | None:
+        """Do one step; None if the response is complete."""
+        if self._randomness is None:
+            return next(self._steps, None)
+        _set_state(self._device, self._randomness)
+        step = next(self._steps, None)
+        self._randomness = _state(self._device)
+        return step
+
+    def close(self) -> None:
+        """Give up, or clean up; may be called at any time between steps."""
+        self._steps.close()
+
+
+def fresh_seed() -> int:
+    """One that nobody can foresee."""
+    return secrets.randbits(63)
+
+
+def _seeded(device: torch.device, seed: int) -> Tensor:
+    """The state that `torch.manual_seed(seed)` leads to, without staying in it."""
+    with _kept(device):
+        torch.manual_seed(seed)
+        return _state(device)
+
+
+@contextmanager
+def _kept(device: torch.device) -> Generator[None]:
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
+        yield
+
+
+def _state(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module: Any = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state(device)
+    return state
+
+
+def _set_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        module: Any = torch.get_device_module(device)
+        module.set_rng_state(state, device)

@@ -1,0 +1,184 @@
+"""Between HTTP and the engine: requests become jobs, and their events find their way back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import jinja2
+import torch
+from torch import Tensor
+
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.failures import ApiError, as_api_error
+from swift_sd.serve.gate import Gate
+from swift_sd.serve.jobs import Event, Failure, Job
+from swift_sd.serve.limits import Limits
+from swift_sd.serve.requests import Ask, Chat, Complete
+from swift_sd.serve.served import Served
+
+
+class Conversation:
+    """A job's events for one client, from being let in to `close`.
+
+    Args:
+        engine: answers.
+        job: what is asked.
+        place: given back at the end.
+    """
+
+    def __init__(self, engine: Engine, job: Job, place: ExitStack) -> None:
+        self._engine = engine
+        self._job = job
+        self._place = place
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        # Bounded by the answer's longest length; so the engine never has to wait for a slow client.
+        job.deliver = partial(_deliver, loop, self._events)
+
+    def start(self) -> None:
+        """Hand the job in.
+
+        Raises:
+            Refused: the server is about to stop.
+        """
+        self._engine.submit(self._job)
+
+    async def next(self) -> Event:
+        """The next event.
+
+        Raises:
+            ApiError: the request failed.
+        """
+        event = await self._events.get()
+        if isinstance(event, Failure):
+            raise as_api_error(event.error)
+        return event
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self._engine.cancel(self._job)
+        self._place.close()
+
+
+class Desk:
+    """Turns requests into conversations.
+
+    Args:
+        engine: answers.
+        limits: what clients may ask for.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.gate = Gate(limits.places)
+        # One thread reads prompts: a huge one delays other prompts, never the answers being made.
+        self._reader = ThreadPoolExecutor(1, "swift-reader")
+
+    def model(self, name: str) -> Served:
+        """A model by its name; nothing but the configured names leads anywhere.
+
+        Raises:
+            ApiError: 404, there is none.
+        """
+        served = self.engine.models.get(name)
+        if served is None:
+            known = ", ".join(self.engine.models)
+            raise ApiError(
+                404,
+                f"there is no model {name[:100]!r}; this server has {known}",
+                param="model",
+                code="model_not_found",
+            )
+        return served
+
+    async def open(self, ask: Chat | Complete, client: str) -> Conversation:
+        """Check a request and hand it to the engine.
+
+        Raises:
+            ApiError: it cannot be answered; says why.
+        """
+        arrival = time.monotonic()
+        served = self.model(ask.model)
+        with ExitStack() as place:
+            place.enter_context(self.gate.passed())
+            inputs = await self._read(served, ask)
+            room = self._room(served, inputs["input_ids"].shape[1])
+            job = Job(
+                served.name,
+                client,
+                inputs,
+                {
+                    **ask.sampling(),
+                    "max_new_tokens": min(ask.wanted or room, room, self.limits.tokens),
+                },
+                deadline=arrival + self.limits.seconds,
+                stop=ask.stops,
+                seed=ask.seed,
+            )
+            conversation = Conversation(self.engine, job, place.pop_all())
+        try:
+            conversation.start()
+        except BaseException as error:
+            conversation.close()
+            raise as_api_error(error) from None
+        return conversation
+
+    def close(self) -> None:
+        """Stop reading prompts."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self, served: Served, ask: Ask) -> dict[str, Tensor]:
+        loop = asyncio.get_running_loop()
+        work: Callable[[], dict[str, Tensor]] = partial(_encoded, served, ask)
+        try:
+            return await loop.run_in_executor(self._reader, work)
+        except jinja2.TemplateError as error:
+            raise ApiError(
+                400, f"the model's chat template refuses this: {error}", param="messages"
+            ) from None
+        except ValueError as error:  # SwiftError is one, and so is what tokenizers object to
+            raise as_api_error(error) from None
+
+    def _room(self, served: Served, prompt: int) -> int:
+        """How many tokens may follow a prompt.
+
+        Raises:
+            ApiError: none.
+        """
+        context = served.swift.context_length
+        room = self.limits.tokens if context is None else context - prompt
+        if room < 1:
+            raise ApiError(
+                400,
+                f"the prompt has {prompt} tokens and the model's context is {context}; shorten it",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        return room
+
+
+def _encoded(served: Served, ask: Ask) -> dict[str, Tensor]:
+    """`input_ids` and `attention_mask`, `[1, n]`; takes as long as the prompt is."""
+    if isinstance(ask, Chat):
+        return served.swift.encode([message.as_dict() for message in ask.messages])
+    assert isinstance(ask, Complete)
+    prompt = ask.text_or_ids()
+    if isinstance(prompt, str):
+        return served.swift.encode(prompt)
+    size: int = served.swift.model.config.get_text_config(decoder=True).vocab_size
+    if max(prompt) >= size:
+        raise ApiError(400, f"there are no token ids from {size} on", param="prompt")
+    ids = torch.tensor([prompt], device=served.swift.model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
+    """From the engine's thread to the loop's; a loop that has ended has no clients."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(events.put_nowait, event)

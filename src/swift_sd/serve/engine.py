@@ -1,0 +1,190 @@
+"""The one thread that runs the models."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from swift_sd.decoding.trace import Step
+from swift_sd.errors import SwiftError
+from swift_sd.serve.jobs import Failure, Job
+from swift_sd.serve.response import Response
+from swift_sd.serve.served import Served
+from swift_sd.serve.waiting import Waiting
+
+log = logging.getLogger(__name__)
+IDLE = 1.0  # seconds between two looks at what has to be done now and then
+
+
+class Refused(Exception):  # noqa: N818 - says what became of the request
+    """Raised for a request that cannot be taken, or was not answered in time."""
+
+
+class Observer(Protocol):
+    """Is told what happens, on the engine's thread."""
+
+    def stepped(self, model: str, step: Step, seconds: float) -> None:
+        """A step was done in `seconds` of wall time."""
+        ...
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many jobs there are."""
+
+    active: int
+    waiting: int
+
+
+class Engine:
+    """Answers jobs with a few responses at a time, a step of each in turn.
+
+    All models run on one thread: they share the machine anyway, what steps cost is measured while
+    nothing else runs, and torch's random numbers belong to one response at a time.
+
+    Args:
+        models: what can be asked.
+        active: responses in turn.
+        observer: is told of every step.
+        chores: called between steps, often; must be quick when there is nothing to do.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Served],
+        active: int,
+        observer: Observer | None = None,
+        chores: Callable[[], None] | None = None,
+    ) -> None:
+        self.models = {served.name: served for served in models}
+        self._most_active = active
+        self._observer = observer
+        self._chores = chores
+        self._changed = threading.Condition()
+        self._waiting = Waiting()
+        self._active: list[Response] = []
+        self._is_draining = self._is_closed = False
+        self._thread = threading.Thread(target=self._run, name="swift-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes jobs and answers them."""
+        return self._thread.is_alive() and not self._is_draining
+
+    @property
+    def load(self) -> Load:
+        """How much there is to do."""
+        with self._changed:
+            return Load(len(self._active), len(self._waiting))
+
+    def submit(self, job: Job) -> None:
+        """Answer `job` when its turn comes.
+
+        Raises:
+            Refused: the server is about to stop.
+        """
+        with self._changed:
+            if self._is_draining or not self._thread.is_alive():
+                raise Refused("the server is shutting down; ask again in a moment")
+            self._waiting.put(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody waits for `job` any more: its response ends within a step."""
+        job.cancelled.set()
+        with self._changed:
+            self._waiting.discard(job)
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Take no more jobs and refuse those that wait; what runs goes on."""
+        with self._changed:
+            self._is_draining = True
+            refused = list(self._waiting)
+            self._waiting = Waiting()
+        for job in refused:
+            job.deliver(Failure(Refused("the server is shutting down; ask again in a moment")))
+
+    def close(self, timeout: float) -> None:
+        """Give up what still runs, within a step; wait `timeout` seconds for that."""
+        self.drain()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while self._ready():
+            for response in tuple(self._active):
+                self._advance(response)
+            if self._chores is not None:
+                self._chores()
+        for response in self._active:
+            response.close()
+            response.job.deliver(Failure(Refused("the server was shut down")))
+        for leader in {one.leader for one in self.models.values() if one.leader is not None}:
+            leader.end()
+
+    def _ready(self) -> bool:
+        """Fill free places; wait while there is nothing to do. False when all is over."""
+        with self._changed:
+            late = [job for job in self._waiting if time.monotonic() > job.deadline]
+            for job in late:
+                self._waiting.discard(job)
+            if not (self._active or self._waiting or self._is_closed):
+                self._changed.wait(IDLE)
+            if self._is_closed:
+                return False
+            taken: list[Job] = []
+            while self._waiting and len(self._active) + len(taken) < self._most_active:
+                taken.append(self._waiting.take([*(r.job for r in self._active), *taken]))
+        for job in late:
+            job.deliver(Failure(Refused("the request waited too long; ask again later")))
+        for job in taken:
+            self._begin(job)
+        return True
+
+    def _begin(self, job: Job) -> None:
+        try:
+            response = self.models[job.model].begin(job)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        with self._changed:
+            self._active.append(response)
+
+    def _advance(self, response: Response) -> None:
+        job = response.job
+        if not job.cancelled.is_set():
+            served = self.models[job.model]
+            begin = time.perf_counter()
+            try:
+                step = response.advance()
+            except Exception as error:
+                self._fail(job, error)
+            else:
+                if step is not None:
+                    seconds = time.perf_counter() - begin
+                    served.figures.add(step, seconds, served.swift.layer_set)
+                    if self._observer is not None:
+                        self._observer.stepped(job.model, step, seconds)
+                if not response.is_complete:
+                    return
+        response.close()
+        with self._changed:
+            self._active.remove(response)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """One request went wrong; the others go on."""
+        if not isinstance(error, SwiftError):
+            log.exception("a response failed", exc_info=error)
+        job.deliver(Failure(error))

@@ -1,0 +1,164 @@
+"""One model over several processes: all do the steps that the first one decides on.
+
+Tensor parallelism splits the matrices, so that each forward needs all processes, with the same
+input, in the same order. The first has the engine; before it starts, continues or closes a
+response it tells the others, who follow. What a step drafts must then be the same everywhere and
+cannot depend on measured times, which differ: see `lockstep_config`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import count
+from typing import Any, Literal
+
+import torch.distributed as dist
+from torch import Tensor
+
+from swift_sd.config import SwiftConfig
+from swift_sd.decoding.trace import Step
+from swift_sd.errors import ConfigError, SwiftError
+from swift_sd.serve.decoding import Decoding
+from swift_sd.swift import Swift
+
+SILENCE = timedelta(days=365)  # how long the others wait for a request
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the first process tells the others."""
+
+    verb: Literal["start", "next", "close", "end"]
+    number: int = 0
+    model: str = ""
+    inputs: Mapping[str, Tensor] | None = None
+    arguments: Mapping[str, Any] | None = None
+    seed: int = 0
+
+
+def lockstep_config(config: SwiftConfig) -> SwiftConfig:
+    """`config` with what all processes can do alike.
+
+    Operations that give the same bits for any number of rows are looked for in whole matrices, of
+    which no process has one: in 16 bits, near-ties may go another way than in plain decoding.
+
+    Raises:
+        ConfigError: drafting depends on measured times, or exactness is demanded.
+    """
+    if config.max_draft_tokens and config.early_stop is None:
+        raise ConfigError(
+            "over several processes drafts must not depend on measured times, which differ: add "
+            "--early-stop 0.8 (the paper's rule), or --plain"
+        )
+    if config.exact == "strict":
+        raise ConfigError("--exact strict is not there for split models: take --exact off")
+    return replace(config, exact="off")
+
+
+def join(size: int) -> int:
+    """Join the other processes that torchrun started; this one's rank.
+
+    Raises:
+        ConfigError: torchrun did not start `size` of them.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != size:
+        raise ConfigError(
+            f"--tensor-parallel {size} needs {size} processes and there are {world}: start it as "
+            f"torchrun --nproc-per-node {size} -m swift_sd serve … --tensor-parallel {size} "
+            "(pipeline parallelism is not offered: a draft is a second module tree over the same "
+            "tensors, which a model cut into stages does not have in one process)"
+        )
+    if not dist.is_initialized():
+        dist.init_process_group(timeout=SILENCE)
+    return dist.get_rank()
+
+
+class Leader:
+    """On the first process: starts responses here and everywhere."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+
+    def start(
+        self,
+        model: str,
+        swift: Swift,
+        inputs: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
+        seed: int,
+    ) -> Decoding:
+        """As `Decoding`.
+
+        Raises:
+            SwiftError: the request is refused; it is so on all processes.
+        """
+        number = next(self._numbers)
+        _tell(Order("start", number, model, inputs, arguments, seed))
+        return LedDecoding(number, swift, inputs, arguments, seed)
+
+    def end(self) -> None:
+        """Let the others go."""
+        _tell(Order("end"))
+
+
+class LedDecoding(Decoding):
+    """A response that all processes decode.
+
+    Args:
+        number: which one; the rest as for `Decoding`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        swift: Swift,
+        inputs: Mapping[str, Tensor],
+        arguments: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__(swift, inputs, arguments, seed)
+        self._number = number
+
+    def next(self) -> Step | None:
+        """Do one step, everywhere."""
+        _tell(Order("next", self._number))
+        return super().next()
+
+    def close(self) -> None:
+        """Give up, everywhere."""
+        _tell(Order("close", self._number))
+        super().close()
+
+
+def follow(swifts: Mapping[str, Swift]) -> None:
+    """On all other processes: do what the first one tells, until it ends."""
+    open_ones: dict[int, Decoding] = {}
+    while (order := _heard()).verb != "end":
+        if order.verb == "start":
+            assert order.inputs is not None
+            assert order.arguments is not None
+            swift = swifts[order.model]
+            inputs = {name: tensor.to(swift.model.device) for name, tensor in order.inputs.items()}
+            try:
+                open_ones[order.number] = Decoding(swift, inputs, order.arguments, order.seed)
+            except SwiftError:
+                continue  # the first process was refused too, and tells the client
+        elif order.verb == "next":
+            open_ones[order.number].next()
+        else:
+            open_ones.pop(order.number).close()
+
+
+def _tell(order: Order) -> None:
+    dist.broadcast_object_list([order], src=0)
+
+
+def _heard() -> Order:
+    heard: list[Any] = [None]
+    dist.broadcast_object_list(heard, src=0)
+    order: Order = heard[0]
+    return order

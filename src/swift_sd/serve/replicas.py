@@ -1,0 +1,71 @@
+"""The same app on several replicas: Ray Serve starts them, watches them, and shares out requests.
+
+Needs `pip install 'swift-sd[serve,ray]'`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.config import HTTPOptions
+from starlette.types import ASGIApp
+
+from swift_sd.serve.app import create_app
+from swift_sd.serve.spec import Spec, load, make_engine
+
+APP = "swift-sd"
+
+
+class Replica:
+    """One process with models and an engine of its own.
+
+    Args:
+        spec: what to serve.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._engine, self._metrics = make_engine(spec, load(spec, lambda message: None))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Called by Ray when the replica starts."""
+        return create_app(self._engine, self._metrics, self._spec.limits, self._spec.api_keys)
+
+    def check_health(self) -> None:
+        """Called by Ray every few seconds; a replica whose engine has died is replaced.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        if not self._engine.is_alive:
+            raise RuntimeError("the engine's thread has ended")
+
+
+def deployed(spec: Spec, replicas: int, autoscaling: dict[str, Any]) -> Any:
+    """The application for `serve.run`.
+
+    Args:
+        spec: what each replica serves.
+        replicas: how many; not used where there is `autoscaling`.
+        autoscaling: for Ray's `AutoscalingConfig`, as it names them.
+    """
+    scale: dict[str, Any] = (
+        {"autoscaling_config": autoscaling} if autoscaling else {"num_replicas": replicas}
+    )
+    deployment: Any = serve.deployment(
+        name=APP,
+        # More than a replica takes: it answers 429 itself, instead of letting requests pile up.
+        max_ongoing_requests=spec.limits.places + 8,
+        graceful_shutdown_timeout_s=spec.limits.grace,
+        **scale,
+    )(serve.ingress()(Replica))
+    return deployment.bind(spec)
+
+
+def run(
+    spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[str, Any], blocking: bool
+) -> None:
+    """Serve on replicas, on a Ray cluster that is there or on this machine, until interrupted."""
+    serve.start(http_options=HTTPOptions(host=host, port=port))
+    serve.run(deployed(spec, replicas, autoscaling), name=APP, route_prefix="/", blocking=blocking)

@@ -1,0 +1,72 @@
+"""The app on a port, until it is told to stop."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from swift_sd.errors import ConfigError
+from swift_sd.serve.app import create_app
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.limits import Limits
+from swift_sd.serve.metrics import Metrics
+from swift_sd.serve.served import Served
+from swift_sd.serve.spec import Spec, make_engine
+
+
+class Server(uvicorn.Server):
+    """Stops in three steps: nothing new is taken, what runs is finished, the rest is given up."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+        super().__init__(config)
+        self._engine = engine
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn on SIGTERM and SIGINT."""
+        self._engine.drain()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, port 0 for any that is free.
+
+    Raises:
+        ConfigError: the address is not this machine's, or something else listens there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another "
+            "--host or --port"
+        ) from None
+
+
+def make_server(
+    engine: Engine,
+    metrics: Metrics,
+    limits: Limits,
+    *,
+    api_keys: tuple[str, ...] = (),
+    log_level: str = "info",
+) -> Server:
+    """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
+    config = uvicorn.Config(
+        create_app(engine, metrics, limits, api_keys),
+        log_level=log_level,
+        access_log=False,
+        timeout_graceful_shutdown=max(int(limits.grace), 1),
+        # Behind all limits of our own: so many connections at one time.
+        limit_concurrency=4 * limits.places + 256,
+        server_header=False,
+    )
+    return Server(config, engine)
+
+
+def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
+    """Answer at `listener` until SIGTERM or SIGINT."""
+    engine, metrics = make_engine(spec, served)
+    server = make_server(engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning")
+    server.run(sockets=[listener])

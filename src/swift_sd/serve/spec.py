@@ -1,0 +1,106 @@
+"""Everything that has to be known to set up a server, here or on a replica elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from swift_sd import loading
+from swift_sd.config import SwiftConfig
+from swift_sd.errors import ConfigError
+from swift_sd.serve import lockstep
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.limits import Limits
+from swift_sd.serve.metrics import Metrics
+from swift_sd.serve.served import Served
+from swift_sd.swift import Swift
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to serve; can be pickled.
+
+    Attributes:
+        models: what to load, by the name that clients use.
+        dtype, device: see `loading.load`.
+        config: how to draft.
+        limits: what clients may ask for.
+        api_keys: one of them has to be given, if there are any.
+        profile: a file that keeps what is learned.
+        tensor_parallel: over how many processes each model is split.
+
+    Raises:
+        ConfigError: no model, or several for one profile; a key that cannot be sent; drafts that
+            would differ between processes.
+    """
+
+    models: dict[str, str]
+    dtype: str = "auto"
+    device: str = "auto"
+    config: SwiftConfig = field(default_factory=SwiftConfig)
+    limits: Limits = field(default_factory=Limits)
+    api_keys: tuple[str, ...] = ()
+    profile: Path | None = None
+    tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ConfigError("there is nothing to serve; name a model")
+        if self.profile is not None and len(self.models) > 1:
+            raise ConfigError(
+                "a profile is for one model; start one server for each, or leave it out"
+            )
+        if self.tensor_parallel > 1:
+            object.__setattr__(self, "config", lockstep.lockstep_config(self.config))
+        for key in self.api_keys:
+            if not key.isascii() or not key.isprintable() or " " in key or not key:
+                raise ConfigError("an API key must be of ASCII characters without spaces")
+
+
+def named(sources: list[str]) -> dict[str, str]:
+    """Models by name: `NAME=SOURCE` as given, a folder by its last part, all else as it is.
+
+    Raises:
+        ConfigError: two models have one name, or a name is empty.
+    """
+    models: dict[str, str] = {}
+    for source in sources:
+        name, separator, rest = source.partition("=")
+        if separator:
+            source = rest
+        elif Path(source).expanduser().is_dir():
+            name = Path(source).expanduser().resolve().name
+        if not name or not source:
+            raise ConfigError(f"{source!r} is no model; write NAME=FOLDER, a folder or a Hub id")
+        if name in models:
+            raise ConfigError(f"two models would be called {name!r}; write NAME=FOLDER")
+        models[name] = source
+    return models
+
+
+def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
+    """Load all models of `spec`; `tell` hears what is being waited for.
+
+    Raises:
+        SwiftError: one of them cannot be had or served.
+    """
+    leader = lockstep.Leader() if spec.tensor_parallel > 1 else None
+    made: list[Served] = []
+    for name, source in spec.models.items():
+        model, tokenizer = loading.load(
+            source,
+            dtype=spec.dtype,
+            device=spec.device,
+            on_progress=tell,
+            tensor_parallel=spec.tensor_parallel,
+        )
+        tell(f"looking for sublayers of {name} to skip")
+        made.append(Served(name, Swift(model, tokenizer, spec.config), leader))
+    return made
+
+
+def make_engine(spec: Spec, served: list[Served]) -> tuple[Engine, Metrics]:
+    """An engine for loaded models, observed by metrics."""
+    metrics = Metrics()
+    return Engine(served, spec.limits.active, metrics), metrics

@@ -1,0 +1,52 @@
+"""Who comes next."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator
+
+from swift_sd.serve.jobs import Job
+
+
+class Waiting:
+    """Jobs in the order of their arrival for each client, and clients in turn.
+
+    A client with a hundred jobs delays one with a single job by one job at most. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, deque[Job]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
+
+    def __iter__(self) -> Iterator[Job]:
+        return (job for jobs in self._of.values() for job in jobs)
+
+    def put(self, job: Job) -> None:
+        """Add a job behind its client's others."""
+        self._of.setdefault(job.client, deque()).append(job)
+
+    def take(self, active: Iterable[Job] = ()) -> Job:
+        """The next job: of the client with the fewest `active` ones, then who waited longest.
+
+        Raises:
+            IndexError: nobody waits.
+        """
+        if not self._of:
+            raise IndexError("nobody waits")
+        busy = Counter(job.client for job in active)
+        client = min(self._of, key=lambda name: busy[name])  # the first of several
+        jobs = self._of.pop(client)
+        job = jobs.popleft()
+        if jobs:
+            self._of[client] = jobs  # behind all other clients
+        return job
+
+    def discard(self, job: Job) -> None:
+        """Take a job out, if it is there."""
+        jobs = self._of.get(job.client)
+        if jobs is not None and job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._of[job.client]

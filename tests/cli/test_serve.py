@@ -1,0 +1,93 @@
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from swift_sd.cli.serve import _scale
+from swift_sd.errors import ConfigError
+from swift_sd.serve.spec import Spec, named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--replicas", "2"), "--ray"),
+        (("--autoscaling", "max_replicas=2"), "--ray"),
+        (("--ray", "--autoscaling", "many"), "NAME=VALUE"),
+        (("--ray", "--replicas", "2", "--autoscaling", "a=1"), "--replicas"),
+        (("--ray", "--tensor-parallel", "2"), "torchrun"),
+        (("--tensor-parallel", "2"), "--early-stop"),
+        (("--tensor-parallel", "2", "--plain"), "torchrun"),
+        (("--api-key", "a b"), "API key"),
+        (("--max-active", "0"), "--max-active"),
+        (("./no/such/folder",), "no/such/folder"),
+        (("a=x", "a=y"), "'a'"),
+        (("--host", "192.0.2.77"), "--host"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_loaded(
+    swift_sd, monkeypatch, arguments, words
+):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    status, out, err = swift_sd("serve", *arguments, "--port", "0")
+    assert (status, out) == (2, ""), err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("swift-sd: error: ")
+    assert words in last
+
+
+def test_a_taken_port_is_refused_with_the_remedy(swift_sd, refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused(swift_sd("serve", "--port", taken.getsockname()[1]), "--port")
+
+
+def test_models_have_the_names_of_their_folders_or_the_given_ones(model_folder):
+    named_so = named([str(model_folder), f"other={model_folder}", "org/model"])
+    assert named_so == {
+        model_folder.name: str(model_folder),
+        "other": str(model_folder),
+        "org/model": "org/model",
+    }
+    for wrong in ("=x", "x="):
+        with pytest.raises(ConfigError, match="NAME=FOLDER"):
+            named([wrong])
+    with pytest.raises(ConfigError, match="name a model"):
+        Spec({})
+
+
+def test_autoscaling_values_are_those_of_json():
+    assert _scale(["max_replicas=4", "look_back_period_s=1.5", "policy=x"]) == {
+        "max_replicas": 4,
+        "look_back_period_s": 1.5,
+        "policy": "x",
+    }
+
+
+def test_it_serves_until_it_is_told_to_stop(model_folder):
+    command = [sys.executable, "-m", "swift_sd", "serve", str(model_folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            told = process.stderr.readline()
+            assert f"{model_folder.name} at http://127.0.0.1:" in told
+            url = told.split()[-1]
+            assert _page(url).startswith("<!doctype html>")
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert err == ""
+
+
+def _page(url: str) -> str:
+    deadline = time.monotonic() + 60
+    while True:  # the address is told a moment before it answers
+        try:
+            with urllib.request.urlopen(url, timeout=10) as response:
+                return response.read().decode()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)

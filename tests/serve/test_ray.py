@@ -1,0 +1,111 @@
+"""Two replicas on Ray Serve, one of which is killed while it answers."""
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import openai
+import psutil
+import pytest
+
+QUESTION = {"model": "tiny", "prompt": "abc def", "max_tokens": 12, "temperature": 0}
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def until(condition, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.5)
+    return False
+
+
+class Cluster:
+    """A Ray cluster of this machine alone, with our app on it."""
+
+    def __init__(self, folder, log, *options: str) -> None:
+        self.port = free_port()
+        command = [sys.executable, "-m", "swift_sd", "serve", f"tiny={folder}", "--ray"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        environment.pop("RAY_ADDRESS", None)  # never somebody else's cluster
+        self._process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--dtype", "float32", *options],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def client(self) -> openai.OpenAI:
+        url = f"http://127.0.0.1:{self.port}/v1"
+        return openai.OpenAI(base_url=url, api_key="none", max_retries=8, timeout=60)
+
+    def is_up(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5) as told:
+                return told.status == 200
+        except OSError:
+            return False
+
+    def replicas(self) -> set[int]:
+        """Processes that hold the model."""
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return {child.pid for child in children if "ServeReplica" in _name(child)}
+
+    def stop(self) -> None:
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        _, left = psutil.wait_procs(children, timeout=30)
+        for child in left:
+            child.kill()
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture
+def cluster(folder, tmp_path):
+    with (tmp_path / "log").open("w") as log:
+        made = Cluster(folder, log, "--replicas", "2")
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_killed_replica_comes_back_and_no_answer_is_lost(cluster, plain):
+    assert until(cluster.is_up, 300)
+    assert until(lambda: len(cluster.replicas()) == 2, 60)
+    expected = plain(QUESTION["prompt"], QUESTION["max_tokens"])
+    with cluster.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        ask = lambda _: client.completions.create(**QUESTION).choices[0].text  # noqa: E731
+        first = list(pool.map(ask, range(10)))
+        under_way = [pool.submit(ask, number) for number in range(40)]
+        killed = min(cluster.replicas())
+        os.kill(killed, signal.SIGKILL)
+        during = [future.result(timeout=300) for future in under_way]
+        assert until(lambda: len(cluster.replicas() - {killed}) == 2, 300)
+        later = list(pool.map(ask, range(20)))
+    assert {*first, *during, *later} == {expected}

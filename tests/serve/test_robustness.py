@@ -1,0 +1,255 @@
+"""Clients that send nonsense, too much, too slowly, or leave: clear errors, no leak."""
+
+import concurrent.futures
+import gc
+import http.client
+import json
+import socket
+import threading
+import time
+
+import openai
+import psutil
+import pytest
+
+from swift_sd.serve.engine import Load
+from swift_sd.serve.limits import Limits
+
+PATHS = ["/v1/chat/completions", "/v1/completions"]
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
+MEBIBYTE = 2**20
+
+
+def post(server, path, body, headers=None):
+    """Status and parsed body of a request that no client library would send."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        given = {"Content-Type": "application/json", **(headers or {})}
+        connection.request("POST", path, body, given)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def asked(server, **changes):
+    """A connection on which a streamed answer was asked for."""
+    body = json.dumps({**CHAT, "stream": True, **changes})
+    raw = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+    head = f"POST {PATHS[0]} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    return raw
+
+
+def streaming(server, tokens):
+    """A connection on which a streamed answer has begun."""
+    raw = asked(server, max_tokens=tokens)
+    assert raw.recv(1)
+    return raw
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}", b"[" * 100_000, b'{"model": NaN}'],
+)
+def test_nonsense_is_refused(server, path, body):
+    status, answer = post(server, path, body)
+    assert status == 400
+    assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize("content", ['"\\ud800"', "1e999", '{"a": 1}', '[{"type": "image_url"}]'])
+def test_odd_content_is_refused(server, content):
+    body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": {content}}}]}}'
+    status, answer = post(server, PATHS[0], body)
+    assert status == 400
+    assert "messages.0.content" in answer["error"]["message"]
+
+
+def test_a_body_that_is_not_declared_as_json_is_refused(server):
+    """Else any web page could have its visitors' browsers ask."""
+    status, _ = post(server, PATHS[0], json.dumps(CHAT), {"Content-Type": "text/plain"})
+    assert status == 400
+
+
+def test_unknown_paths_and_methods_have_errors_of_the_same_form(server):
+    assert post(server, "/v1/nothing", b"{}")[0] == 404
+    status, answer = post(server, "/v1/models", b"{}")
+    assert status == 405
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd"]
+)
+def test_no_file_outside_the_page_can_be_had(server, path):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", path)
+    assert connection.getresponse().status == 404
+    connection.close()
+
+
+@pytest.mark.parametrize("size", [10, 30])
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_large_bodies_are_refused(server, is_declared, size):
+    """Of 30 MB not all is read: whoever sends on regardless may be cut off."""
+    body = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x" * size * MEBIBYTE}]})
+    pieces = [body[i : i + MEBIBYTE].encode() for i in range(0, len(body), MEBIBYTE)]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(
+            "POST",
+            PATHS[0],
+            body if is_declared else pieces,
+            {"Content-Type": "application/json"},
+            encode_chunked=not is_declared,
+        )
+        response = connection.getresponse()
+        assert response.status == 413
+        assert "larger than" in json.loads(response.read())["error"]["message"]
+    except ConnectionError:
+        assert size > 16
+    finally:
+        connection.close()
+    assert post(server, PATHS[0], json.dumps({**CHAT, "max_tokens": 2}))[0] == 200
+
+
+def test_a_huge_prompt_is_refused_without_holding_up_others(server, client):
+    huge = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x " * MEBIBYTE}]})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(post, server, PATHS[0], huge)
+        assert client.models.list().data
+        status, answer = refused.result(timeout=60)
+    assert status == 400
+    assert answer["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(serving, drafting_swift):
+    with (
+        serving({"tiny": drafting_swift()}, Limits(transfer=0.3)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw,
+    ):
+        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        assert b"408" in raw.recv(1000)
+
+
+def test_a_client_that_reads_slowly_holds_nobody_up(server, client, plain):
+    slow = streaming(server, 60)
+    for _ in range(2):  # a byte a second
+        time.sleep(1)
+        assert slow.recv(1)
+    answer = client.chat.completions.create(**CHAT, max_tokens=20)
+    assert answer.choices[0].message.content == plain(CHAT["messages"], 20)
+    assert server.idle()  # the slow client's answer is complete too
+    rest = b""
+    while b"[DONE]" not in rest:
+        rest += slow.recv(65536)
+    slow.close()
+
+
+def test_a_client_that_left_is_not_answered(server):
+    """Cancelled within a step: the whole answer would be 200 tokens."""
+    before = server.engine.models["tiny"].figures.state()["tokens"]
+    streaming(server, 200).close()
+    assert server.idle()
+    assert server.engine.models["tiny"].figures.state()["tokens"] - before < 150
+
+
+def test_a_client_that_left_without_streaming_is_not_answered(server):
+    before = server.engine.models["tiny"].figures.state()["tokens"]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps({**CHAT, "max_tokens": 200})
+    connection.request("POST", PATHS[0], body, {"Content-Type": "application/json"})
+    deadline = time.monotonic() + 30
+    while not server.engine.load.active and time.monotonic() < deadline:
+        time.sleep(0.001)
+    connection.close()
+    assert server.idle()
+    assert server.engine.models["tiny"].figures.state()["tokens"] - before < 150
+
+
+def test_two_hundred_clients_that_leave_in_mid_stream_leave_nothing_behind(server, client, plain):
+    def leaving(count):
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            for raw in pool.map(lambda _: streaming(server, 30), range(count)):
+                raw.close()
+        assert server.idle(60)
+
+    leaving(30)  # so that pools and caches are as large as they get
+    gc.collect()
+    process = psutil.Process()
+    threads, memory = threading.active_count(), process.memory_info().rss
+    sockets = process.num_fds()
+    leaving(200)
+    gc.collect()
+    answer = client.chat.completions.create(**CHAT, max_tokens=20)
+    assert answer.choices[0].message.content == plain(CHAT["messages"], 20)
+    assert threading.active_count() <= threads + 1
+    assert process.num_fds() <= sockets + 3
+    assert process.memory_info().rss - memory < 40 * MEBIBYTE  # 200 answers' caches: far more
+
+
+def test_who_finds_no_place_is_told_when_to_come_again(serving, drafting_swift):
+    limits = Limits(active=1, waiting=1, tokens=3000)
+    with serving({"tiny": drafting_swift("none")}, limits) as server, server.client() as client:
+        held = [asked(server, max_tokens=3000, temperature=1) for _ in range(2)]
+        deadline = time.monotonic() + 30
+        while server.engine.load != Load(1, 1) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(**CHAT)
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert client.models.list().data  # only answers need a place
+        for raw in held:
+            raw.close()
+        assert server.idle()
+        assert client.chat.completions.create(**CHAT, max_tokens=3).choices
+
+
+def test_an_answer_that_takes_too_long_ends_as_it_stands(serving, drafting_swift, plain):
+    limits = Limits(seconds=1.0)
+    with serving({"tiny": drafting_swift("none")}, limits) as server, server.client() as client:
+        answer = client.chat.completions.create(**CHAT, max_tokens=4000)
+    choice = answer.choices[0]
+    if choice.finish_reason == "length":
+        assert answer.usage.completion_tokens < 4000
+    whole = plain(CHAT["messages"], answer.usage.completion_tokens)
+    assert choice.message.content == whole
+
+
+def test_a_stopped_server_finishes_what_runs_and_refuses_what_waits(serving, drafting_swift, plain):
+    limits = Limits(active=1, waiting=5)
+    with (
+        serving({"tiny": drafting_swift()}, limits) as server,
+        server.client() as client,
+        concurrent.futures.ThreadPoolExecutor(2) as pool,
+    ):
+        request = {**CHAT, "max_tokens": 150}
+        running = pool.submit(client.chat.completions.create, **request)
+        waiting = None
+        deadline = time.monotonic() + 60
+        while not server.engine.load.waiting and time.monotonic() < deadline:
+            if server.engine.load.active and waiting is None:
+                waiting = pool.submit(client.chat.completions.create, **request)
+            time.sleep(0.005)
+        server.stop()
+        said = running.result(timeout=60).choices[0].message.content
+        assert said == plain(CHAT["messages"], 150)
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            waiting.result(timeout=60)
+
+
+def test_metrics_count_what_happened(server, client):
+    client.chat.completions.create(**CHAT, max_tokens=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['swift_sd_tokens_total{model="tiny"}']) >= 20
+    assert float(values['swift_sd_accepted_tokens_total{model="tiny"}']) > 0
+    assert float(values['swift_sd_skipped_sublayers{kind="attention",model="tiny"}']) == 1
+    count = 'swift_sd_request_seconds_count{path="/v1/chat/completions",status="200"}'
+    assert float(values[count]) >= 1

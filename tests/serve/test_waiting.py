@@ -1,0 +1,54 @@
+import pytest
+
+from swift_sd.serve.jobs import Job
+from swift_sd.serve.waiting import Waiting
+
+
+def job(client: str) -> Job:
+    return Job("tiny", client, {}, {}, deadline=0.0)
+
+
+def order(waiting: Waiting) -> list[str]:
+    return [waiting.take().client for _ in range(len(waiting))]
+
+
+def test_one_client_is_served_in_order():
+    waiting, jobs = Waiting(), [job("a") for _ in range(3)]
+    for one in jobs:
+        waiting.put(one)
+    assert [waiting.take() for _ in jobs] == jobs
+
+
+def test_clients_take_turns():
+    waiting = Waiting()
+    for client in "aaaaabbc":
+        waiting.put(job(client))
+    assert "".join(order(waiting)) == "abcabaaa"
+
+
+def test_a_late_client_comes_before_the_rest_of_an_earlier_one():
+    waiting = Waiting()
+    for _ in range(3):
+        waiting.put(job("a"))
+    waiting.take()
+    waiting.put(job("b"))
+    assert order(waiting)[:2] == ["a", "b"]
+
+
+def test_who_has_fewest_active_comes_first():
+    waiting = Waiting()
+    for client in "ab":
+        waiting.put(job(client))
+    assert waiting.take([job("a"), job("a"), job("b")]).client == "b"
+
+
+def test_a_job_that_left_is_not_served():
+    waiting, first, second = Waiting(), job("a"), job("a")
+    waiting.put(first)
+    waiting.put(second)
+    waiting.discard(first)
+    waiting.discard(first)
+    assert waiting.take() is second
+    assert len(waiting) == 0
+    with pytest.raises(IndexError):
+        waiting.take()
