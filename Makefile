@@ -17,7 +17,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench-engine bench-identity setup clean
+.PHONY: help demo test test-cluster check format bench-engine bench-identity setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ demo: $(READY) ## answer one question with the default model
 
 test: $(READY) ## run every test (ARGS="-k loading" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(READY) ## the tests that start Ray or torchrun
+	@$(BIN)/python -m pytest -m cluster -n 0 tests/serve
 
 check: $(READY) ## formatting, lint and types
 	@$(BIN)/ruff format --check .
