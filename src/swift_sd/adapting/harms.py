@@ -13,7 +13,7 @@ SWEEPS = 2  # of Gibbs sampling with each score
 BURN_IN = 40  # times that when the draws start anew
 SHAPE = 0.5  # of the prior over how little a layer matters: most mean either little or much
 LOSS = 0.06  # a priori, in -log(acceptance), from skipping the least harmful tenth of all
-MOST_HARM = 10.0  # of one sublayer; exp(-10) is as good as nothing. Less where hints are below 1
+MOST_HARM = 10.0  # of one sublayer; exp(-10) is as good as nothing
 LEAST_HINT = 0.005  # of the mean hint: what seems to do nothing may still matter
 MISFIT = 0.1  # standard deviation of a set from the sum of its harms, as a share of it
 LEAST_MISFIT = 0.01
@@ -28,8 +28,8 @@ class Harms:
 
     A priori, the harms of one layer's attention and MLP are exponential with a rate of the layer's
     own, itself from a gamma distribution: few layers are mediocre, and the two resemble each other.
-    A hint scales what is expected of a sublayer, and at most; as the gamma's tails are long, scores
-    soon say more.
+    A hint scales what is expected of a sublayer, and at most as long as nothing was scored without
+    it; as the gamma's tails are long, scores soon say more.
 
     Args:
         layers: those that may be skipped, L. Sublayers are the attentions, then the MLPs.
@@ -108,7 +108,7 @@ class Harms:
                 step = ratios[i] @ harms - base[i]
                 width = np.sqrt(step * step + spare[i])
                 middle = now - step
-                low, high = np.maximum(middle - width, 0), np.minimum(middle + width, self._most[i])
+                low, high = np.maximum(middle - width, 0), np.minimum(middle + width, MOST_HARM)
                 harms[i] = low + place[i] * np.maximum(high - low, 0)
         self.draws = harms.T
 

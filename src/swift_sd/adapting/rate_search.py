@@ -174,7 +174,9 @@ class RateSearch:
             acceptance = self._harms.learn(known, hits, trials, anew=anew)
         # The harm of an unknown sublayer has no mean to speak of; that of its acceptance counts.
         proposed = self._rates.beginnings(-np.log(np.exp(-self._harms.draws).mean(axis=0)))
-        sets = np.concatenate([proposed, known]) if len(known) else proposed
+        if scores:  # of what was scored, the scores themselves say more
+            proposed = proposed[~(proposed[:, None] == known).all(axis=-1).any(axis=1)]
+        sets = np.concatenate([proposed, known]) if scores else proposed
         expected = np.concatenate([self._harms.acceptance(proposed), acceptance])
         rates = self._rates.of(sets, expected)
         self.best = layer_set_of(self._depth, sets[rates.argmax()])
