@@ -91,25 +91,29 @@ def test_no_file_outside_the_page_can_be_had(server, path):
     connection.close()
 
 
+@pytest.mark.parametrize("size", [10, 30])
 @pytest.mark.parametrize("is_declared", [True, False])
-def test_ten_megabytes_are_refused(server, is_declared):
-    body = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x" * 10 * MEBIBYTE}]})
-    if is_declared:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        connection.putrequest("POST", PATHS[0])
-        connection.putheader("Content-Type", "application/json")
-        connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders()  # the answer comes before the body is sent
-    else:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        pieces = [body[i : i + MEBIBYTE].encode() for i in range(0, 5 * MEBIBYTE, MEBIBYTE)]
+def test_large_bodies_are_refused(server, is_declared, size):
+    """Of 30 MB not all is read: whoever sends on regardless may be cut off."""
+    body = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x" * size * MEBIBYTE}]})
+    pieces = [body[i : i + MEBIBYTE].encode() for i in range(0, len(body), MEBIBYTE)]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
         connection.request(
-            "POST", PATHS[0], pieces, {"Content-Type": "application/json"}, encode_chunked=True
+            "POST",
+            PATHS[0],
+            body if is_declared else pieces,
+            {"Content-Type": "application/json"},
+            encode_chunked=not is_declared,
         )
-    response = connection.getresponse()
-    assert response.status == 413
-    assert "larger than" in json.loads(response.read())["error"]["message"]
-    connection.close()
+        response = connection.getresponse()
+        assert response.status == 413
+        assert "larger than" in json.loads(response.read())["error"]["message"]
+    except ConnectionError:
+        assert size > 16
+    finally:
+        connection.close()
+    assert post(server, PATHS[0], json.dumps({**CHAT, "max_tokens": 2}))[0] == 200
 
 
 def test_a_huge_prompt_is_refused_without_holding_up_others(server, client):

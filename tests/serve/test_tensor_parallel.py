@@ -42,7 +42,7 @@ def torchrun(*arguments: object) -> subprocess.Popen:
 def test_two_processes_generate_the_tokens_of_one(folder, byte_model, bytes_tokenizer):
     process = torchrun(Path(__file__).parent / "tensor_parallel.py", folder)
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, err[-2000:]
@@ -93,7 +93,7 @@ def test_a_split_model_is_served(folder, plain, tmp_path):
 
 
 def is_up(url: str, process: subprocess.Popen) -> bool:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=5) as told:

@@ -12,6 +12,7 @@ from swift_sd.serve.failures import ApiError
 from swift_sd.serve.limits import Limits
 
 log = logging.getLogger(__name__)
+PATIENCE = 4  # times the largest body; so much more is read, and forgotten, before the refusal
 
 
 class Unread(Exception):  # noqa: N818 - what became of the answer
@@ -66,21 +67,25 @@ class Transfer:
         """
         most = self._limits.body
         length = Headers(scope=scope).get("content-length", "0")
-        if length.isdecimal() and int(length) > most:
-            raise _too_large(most)
+        size = int(length) if length.isdecimal() else 0
         parts: list[bytes] = []
-        size = 0
+        read = 0
         try:
             async with asyncio.timeout(self._limits.transfer):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ApiError(400, "the connection was closed within the request")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
+                    body: bytes = message.get("body", b"")
+                    read += len(body)
+                    size = max(size, read)
+                    if size <= most:
+                        parts.append(body)
+                    # Who is cut off while sending may not get to read why.
+                    is_over = not message.get("more_body", False)
+                    if size > most and (is_over or read > PATIENCE * most):
                         raise _too_large(most)
-                    if not message.get("more_body", False):
+                    if is_over:
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(408, "the request's body came too slowly") from None
