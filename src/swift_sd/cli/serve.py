@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import json
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,6 +118,14 @@ def serve(
             rich_help_panel=REPLICAS,
         ),
     ] = 1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keeps what is learned, and shares it between replicas.",
+            rich_help_panel=REPLICAS,
+        ),
+    ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     plain: options.Plain = False,
@@ -153,6 +162,7 @@ def serve(
         limits=limits,
         api_keys=tuple(api_key or ()),
         tensor_parallel=tensor_parallel,
+        profile=profile.absolute() if profile is not None else None,
     )
     if not (_is_loopback(host) or spec.api_keys):
         note(f"anyone who reaches {host} is answered; --api-key asks for a key")

@@ -13,6 +13,7 @@ from swift_sd.serve import lockstep
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
+from swift_sd.serve.profiles import ProfileFile
 from swift_sd.serve.served import Served
 from swift_sd.swift import Swift
 
@@ -51,6 +52,8 @@ class Spec:
             raise ConfigError(
                 "a profile is for one model; start one server for each, or leave it out"
             )
+        if self.profile is not None and self.tensor_parallel > 1:
+            raise ConfigError("over several processes nothing is learned: drop --profile")
         if self.tensor_parallel > 1:
             object.__setattr__(self, "config", lockstep.lockstep_config(self.config))
         for key in self.api_keys:
@@ -96,11 +99,13 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
             tensor_parallel=spec.tensor_parallel,
         )
         tell(f"looking for sublayers of {name} to skip")
-        made.append(Served(name, Swift(model, tokenizer, spec.config), leader))
+        swift = Swift(model, tokenizer, spec.config, ProfileFile.start(spec.profile))
+        made.append(Served(name, swift, leader))
     return made
 
 
 def make_engine(spec: Spec, served: list[Served]) -> tuple[Engine, Metrics]:
     """An engine for loaded models, observed by metrics."""
     metrics = Metrics()
-    return Engine(served, spec.limits.active, metrics), metrics
+    chores = ProfileFile(served[0], spec.profile) if spec.profile is not None else None
+    return Engine(served, spec.limits.active, metrics, chores), metrics

@@ -1,0 +1,79 @@
+"""Keeps what is learned in a file: over restarts, and shared between replicas."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from swift_sd.errors import ProfileError
+from swift_sd.serve.served import Served
+from swift_sd.swift import Swift
+
+log = logging.getLogger(__name__)
+PERIOD = 30.0  # seconds between two looks
+
+
+class ProfileFile:
+    """Saves what a model learned, and takes over what another process has saved since.
+
+    The later writer wins: replicas see alike traffic, and what one of them gives up it has soon
+    learned again. Responses in the making keep what they started with. To be called on the
+    engine's thread, often.
+
+    Args:
+        served: the model; its `swift` is replaced when there is something newer.
+        path: of the file, which need not exist; on storage that all replicas see.
+        period: seconds between two looks.
+    """
+
+    def __init__(self, served: Served, path: Path, period: float = PERIOD) -> None:
+        self._served = served
+        self._path = path
+        self._period = period
+        self._next = 0.0
+        self._seen = self._stamp()
+        self._known = self._learned()
+
+    @staticmethod
+    def start(path: Path | None) -> Path | None:
+        """What to make a `Swift` with: the file, if there is one yet."""
+        return path if path is not None and path.exists() else None
+
+    def __call__(self) -> None:
+        """Save or take over, if it is time to."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self._period
+        try:
+            self.update()
+        except ProfileError as error:  # what runs goes on without
+            log.warning("%s", error)
+
+    def update(self) -> None:
+        """Save or take over now.
+
+        Raises:
+            ProfileError: the file cannot be written, or what another process wrote cannot be used.
+        """
+        stamp, learned = self._stamp(), self._learned()
+        if stamp is not None and stamp != self._seen:
+            self._seen = stamp
+            old = self._served.swift
+            self._served.swift = Swift(old.model, old.tokenizer, old.config, self._path)
+            self._known = self._learned()
+        elif learned != self._known:
+            self._served.swift.profile.save(self._path)
+            self._seen, self._known = self._stamp(), learned
+
+    def _learned(self) -> dict[str, Any]:
+        return self._served.swift.profile.learned
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """What tells one version of the file from another."""
+        try:
+            facts = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return facts.st_ino, facts.st_mtime_ns

@@ -1,0 +1,72 @@
+import threading
+
+import pytest
+
+from swift_sd import Profile, Swift, SwiftConfig
+from swift_sd.errors import ProfileError
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.jobs import End, Job
+from swift_sd.serve.profiles import ProfileFile
+from swift_sd.serve.served import Served
+
+
+@pytest.fixture
+def served(byte_model, bytes_tokenizer):
+    return Served("tiny", Swift(byte_model, bytes_tokenizer))
+
+
+def answered(served: Served, chores=None) -> None:
+    """One long response, on an engine."""
+    engine, done = Engine([served], 1, None, chores), threading.Event()
+    engine.start()
+    inputs = served.swift.encode("abc def")
+    arguments = {"max_new_tokens": 200, "do_sample": False}
+    job = Job("tiny", "me", inputs, arguments, deadline=float("inf"))
+    job.deliver = lambda event: done.set() if isinstance(event, End) else None
+    engine.submit(job)
+    assert done.wait(60)
+    engine.close(60)
+
+
+def test_what_is_learned_is_saved_and_the_next_server_starts_from_it(
+    served, byte_model, bytes_tokenizer, tmp_path
+):
+    path = tmp_path / "profile.json"
+    assert ProfileFile.start(path) is None
+    keeping = ProfileFile(served, path, period=0)
+    keeping.update()
+    assert not path.exists()  # nothing was learned yet
+    answered(served, keeping)
+    keeping.update()
+    learned = Profile.load(path).learned
+    again = Swift(byte_model, bytes_tokenizer, None, ProfileFile.start(path))
+    assert again.layer_set == served.swift.layer_set
+    assert learned == served.swift.profile.learned
+
+
+def test_what_another_process_saved_is_taken_over(byte_model, bytes_tokenizer, tmp_path):
+    path = tmp_path / "profile.json"
+    one, other = (Served("tiny", Swift(byte_model, bytes_tokenizer)) for _ in range(2))
+    first, second = ProfileFile(one, path), ProfileFile(other, path)
+    answered(one)
+    first.update()
+    before = other.swift
+    second.update()
+    assert other.swift is not before
+    assert other.swift.layer_set == one.swift.layer_set
+    first.update()  # its own file is nothing new
+    taken = other.swift
+    second.update()
+    assert other.swift is taken
+
+
+def test_a_file_that_cannot_be_used_stops_nothing(served, tmp_path, caplog):
+    path = tmp_path / "profile.json"
+    keeping = ProfileFile(served, path, period=0)
+    path.write_text("{")
+    before = served.swift
+    keeping()
+    assert "damaged" in caplog.text
+    assert served.swift is before
+    with pytest.raises(ProfileError):
+        Swift(before.model, None, SwiftConfig(), path)
