@@ -14,6 +14,8 @@ import openai
 import psutil
 import pytest
 
+pytestmark = pytest.mark.cluster
+
 QUESTION = {"model": "tiny", "prompt": "abc def", "max_tokens": 12, "temperature": 0}
 
 
