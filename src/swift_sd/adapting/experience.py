@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation
@@ -27,26 +26,15 @@ from swift_sd.drafting.recall import RecallDrafter
 from swift_sd.drafting.recycling import Successors
 from swift_sd.errors import ConfigError
 from swift_sd.model.draft_weights import DraftWeights
-from swift_sd.model.exact_rows import (
-    AttentionKernels,
-    ExactRows,
-    Forms,
-    compiled_model,
-    exact_forms,
-    is_exact,
-)
+from swift_sd.model.exact_target import ExactTarget
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
-from swift_sd.model.view import View
-from swift_sd.native.compiler import find_kernels
 
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
-# Of all weights that a step reads, how many may be read once for each row.
-MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
 
 class Experience:
@@ -75,9 +63,9 @@ class Experience:
         self._config = config
         # Forwards over a few tokens, once: so that no response has to wait for them.
         self._reads_trees = self._can_read_trees()
-        self._attention_kernels = AttentionKernels(find_kernels())
-        self._exact_forms = self._find_exact_forms()
-        bits = config.draft_bits if config.max_draft_tokens else 16
+        drafts = config.max_draft_tokens > 0
+        self._exact = ExactTarget(model, sublayers, config.exact, several_rows=drafts)
+        bits = config.draft_bits if drafts else 16
         self.draft_weights = DraftWeights(model, sublayers, bits)
         is_paper = config.early_stop is not None
         start = LayerSet.unified if is_paper else LayerSet.none
@@ -94,13 +82,8 @@ class Experience:
 
     def target(self, adapter: Adapter | None = None) -> Target:
         """The model as it is now, to read prompts (looked at by the adapter) and verify drafts."""
-        fast = self._reading_model()
-        reader = adapter.reader(fast) if adapter is not None else None
-        if reader is None and fast is not self._model:
-            reader = View(fast)
-        if self._exact_forms is None:
-            return Target(self._model, reader=reader)
-        return Target(self._model, self._exact_view(self._exact_forms), reader)
+        reader = adapter.reader(self._exact.reading_model()) if adapter is not None else None
+        return self._exact.target(reader)
 
     @property
     def profile(self) -> Profile:
@@ -122,7 +105,7 @@ class Experience:
     @property
     def tolerance(self) -> float:
         """See `Verification`."""
-        is_exact = self._config.exact == "off" or self._exact_forms is not None
+        is_exact = self._config.exact == "off" or self._exact.is_exact
         return 0.0 if is_exact else TOLERANCE[self._config.exact]
 
     @property
@@ -190,7 +173,7 @@ class Experience:
             self.pace,
             config.max_draft_tokens,
             self._forget,
-            self._reading_model,
+            self._exact.reading_model,
             eager=config.eager_search,
         )
 
@@ -215,24 +198,3 @@ class Experience:
                 stacklevel=2,
             )
         return reason is None
-
-    def _find_exact_forms(self) -> Forms | None:
-        """How to compute rows to the bit as if each was alone; None where that is not done."""
-        exact, config = self._config.exact, self._model.config.get_text_config(decoder=True)
-        if exact == "off" or not self._config.max_draft_tokens:
-            return None
-        if config._attn_implementation != "sdpa":
-            return None
-        forms = exact_forms(self._model, MOST_ALONE[exact], self._attention_kernels.library)
-        if forms is None:
-            return None
-        return forms if is_exact(self._exact_view(forms), self._model) else None
-
-    def _reading_model(self) -> nn.Module:
-        """What computes many rows as the model does, to the bit, and quicker if there is such."""
-        if self._exact_forms is None:
-            return self._model
-        return compiled_model(self._model, self._exact_forms) or self._model
-
-    def _exact_view(self, forms: Forms) -> ExactRows:
-        return ExactRows(self._model, self._sublayers, forms, self._attention_kernels)

@@ -68,9 +68,8 @@ def compiled_attention(
     """
     _, heads, rows, width = query.shape
     prefix = key.shape[2] - rows
-    table = paths.table + prefix
     out = query.new_empty(1, rows, heads, width)
-    pointers = (each.data_ptr() for each in (query, key, value, out, table, paths.lengths))
+    pointers = (each.data_ptr() for each in (query, key, value, out, paths.table, paths.lengths))
     failed = library.swift_sd_attention(
         ctypes.byref(
             _Attention(

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from swift_sd.model.common_layout import CHUNK, CommonLayout, cache_rows, linears_of, norms_of
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
-from swift_sd.model.rope import changes_with_length
 from swift_sd.model.sublayers import Sublayers
-from swift_sd.native.compiler import NoKernelsError, load_kernels
+from swift_sd.native.compiler import load_kernels
 
-CHUNK = 64  # see native/draft.h
 QUANTISED_AT_ONCE = 1 << 24  # weights
 POSITIONS = 1024  # of the rotary tables, to begin with
 
@@ -50,13 +47,6 @@ class _Draft(ctypes.Structure):
         ("layer", ctypes.POINTER(_Layer)),
         ("final_norm", Pointer),
         ("head", _Matrix),
-    )
-
-
-class _Rows(ctypes.Structure):
-    _fields_ = (
-        *((name, Pointer) for name in ("keys", "values")),
-        *((name, Whole) for name in ("stride", "row", "window")),
     )
 
 
@@ -112,7 +102,7 @@ class CompiledWeights:
     def __init__(
         self, model: PreTrainedModel, sublayers: Sublayers, bits: int = 4, group: int = 128
     ) -> None:
-        layout = _Layout(model, sublayers)
+        layout = CommonLayout(model, sublayers)
         self.library = load_kernels()
         self.library.swift_sd_quantise.restype = None
         self.bits = bits
@@ -149,18 +139,9 @@ class CompiledWeights:
         return sum(one.bytes for one in self._quantised)
 
     def _layer(self, layer: Any, bits: int, group: int) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        norms = [
-            layer.input_layernorm,
-            layer.post_attention_layernorm,
-            getattr(attention, "q_norm", None),
-            getattr(attention, "k_norm", None),
-        ]
-        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         return _Layer(
-            *(None if norm is None else self._numbers(norm.weight) for norm in norms),
-            *(self._matrix(linear, bits, group) for linear in linears),
+            *(None if norm is None else self._numbers(norm.weight) for norm in norms_of(layer)),
+            *(self._matrix(linear, bits, group) for linear in linears_of(layer)),
         )
 
     def _matrix(self, linear: nn.Linear, bits: int, group: int) -> _Matrix:
@@ -217,7 +198,7 @@ class CompiledDraft:
         logits = torch.empty(1, kept, weights.vocabulary)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
-            (_Rows * weights.depth)(*_rows(cache, count)),
+            cache_rows(cache, count),
             self._skips,
             Pointer(hidden.data_ptr()),
             Whole(count),
@@ -239,62 +220,6 @@ class CompiledDraft:
         self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()
 
 
-def _rows(cache: KVCache, count: int) -> Iterator[_Rows]:
-    for buffer in cache.buffers:
-        keys, values, row = cache.room(buffer, count)
-        window = buffer.window or 1 << 60
-        yield _Rows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, window)
-
-
 def _group(columns: int, wanted: int) -> int:
     """The largest group up to the wanted one that divides a row."""
     return next(size for size in range(wanted, 0, -CHUNK) if columns % size == 0)
-
-
-class _Layout:
-    """Where everything is in a model of the common layout.
-
-    Layers of `self_attn` and `mlp` behind a root mean square norm each, gated MLP with SiLU, rotary
-    embeddings over whole heads: llama, qwen 2 and 3, mistral and their kin.
-
-    Raises:
-        NoKernelsError: the model is of another one; says where.
-    """
-
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
-        if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float32):
-            raise NoKernelsError(f"the model is {model.dtype} on {model.device.type}")
-        self.config: Any = model.config.get_text_config(decoder=True)
-        if changes_with_length(self.config):
-            raise NoKernelsError("its rotary embedding changes with the length")
-        base: Any = model.get_submodule(".".join(sublayers.path[:-1]))
-        self.layers: list[Any] = list(getattr(base, sublayers.path[-1]))
-        self.embedding: Any = model.get_input_embeddings()
-        self.head: Any = model.get_output_embeddings()
-        try:
-            self.rotary, self.norm = base.rotary_emb, base.norm
-            cosines, _ = self.rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))
-            self.hidden = self.norm.weight.shape[0]
-            sizes = {self.hidden, cosines.shape[-1]}
-            sizes |= {s for layer in self.layers for s in self._check(layer, cosines.shape[-1])}
-        except (AttributeError, TypeError) as error:
-            raise NoKernelsError(f"the model is of another layout: {error}") from None
-        if any(size % CHUNK for size in sizes - {cosines.shape[-1]}) or cosines.shape[-1] % 8:
-            raise NoKernelsError(f"a width is no multiple of {CHUNK}")
-
-    def _check(self, layer: Any, head_dim: int) -> set[int]:
-        names = {name for name, _ in layer.named_children()}
-        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
-            raise AttributeError(f"a layer consists of {', '.join(sorted(names))}")
-        attention, mlp = layer.self_attn, layer.mlp
-        if attention.head_dim != head_dim:
-            raise AttributeError("rotary embeddings over a part of each head")
-        for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)):
-            if norm is not None and norm.weight.shape != (head_dim,):
-                raise AttributeError("a norm over all heads")
-        some = torch.linspace(-4, 4, 9)
-        if not torch.allclose(mlp.act_fn(some), F.silu(some), atol=1e-5):
-            raise AttributeError("an activation other than SiLU")
-        linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-        linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-        return {linear.weight.shape[1] for linear in linears}

@@ -31,6 +31,7 @@ from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import replaced, shared_copy
 from swift_sd.model.sublayers import Sublayers
+from swift_sd.model.target import Verifier
 from swift_sd.model.view import View
 
 ATTENTION = "swift_sd_row_by_row"
@@ -222,14 +223,15 @@ def exact_forms(
 
 
 @torch.inference_mode()
-def is_exact(view: View, model: PreTrainedModel) -> bool:
+def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
     embedding: Any = model.get_input_embeddings()
     spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + 6).long()[1:-1]
     tokens = spread.unsqueeze(0).to(model.device)
     results = []
     plain = View(model)
-    for runner, sizes in ((plain, (1, 1, 1, 1)), (view, (1, 3))):
+    runners: list[tuple[Verifier, tuple[int, ...]]] = [(plain, (1, 1, 1, 1)), (view, (1, 3))]
+    for runner, sizes in runners:
         cache = KVCache(attention_windows(model.config))
         plain.forward(tokens[:, :PREFIX], cache, keep=1)
         logits = [

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.view import View
+
+
+class Verifier(Protocol):
+    """What `View.forward` is, over several rows of one sequence behind a prompt."""
+
+    def forward(
+        self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
+    ) -> Tensor:
+        """See `View.forward`."""
+        ...
 
 
 class Target(View):
@@ -19,7 +31,7 @@ class Target(View):
     """
 
     def __init__(
-        self, module: nn.Module, verifier: View | None = None, reader: View | None = None
+        self, module: nn.Module, verifier: Verifier | None = None, reader: View | None = None
     ) -> None:
         super().__init__(module)
         self._verifier = verifier

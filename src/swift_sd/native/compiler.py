@@ -13,8 +13,8 @@ from pathlib import Path
 
 import platformdirs
 
-SOURCES = ("rows.c", "attention.c", "quantise.c", "draft.c")
-HEADERS = ("vectors.h", "draft.h", "products.h")
+SOURCES = ("rows.c", "attention.c", "target.c", "quantise.c", "draft.c")
+HEADERS = ("vectors.h", "rows.h", "attention.h", "cache_rows.h", "draft.h", "products.h")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-lm")
 SECONDS = 120  # that a compiler may take; it takes two
 

@@ -2,6 +2,7 @@
 #ifndef SWIFT_SD_DRAFT_H
 #define SWIFT_SD_DRAFT_H
 
+#include "cache_rows.h"
 #include "vectors.h"
 
 #define CHUNK 64 /* weights that are unpacked at a time; groups are multiples of it */
@@ -27,13 +28,5 @@ typedef struct {
     const float *final_norm;
     Matrix head;
 } Draft;
-
-/* One layer's part of the cache, [kv_heads][..][head_dim], heads `stride` numbers apart. */
-typedef struct {
-    void *keys, *values;
-    int64_t stride;
-    int64_t row;    /* where the first new one goes */
-    int64_t window; /* rows that each query sees, itself included */
-} Rows;
 
 #endif

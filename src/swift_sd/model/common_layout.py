@@ -1,0 +1,101 @@
+"""The layout of most decoders, which compiled code knows: where everything is in such a model."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.rope import changes_with_length
+from swift_sd.model.sublayers import Sublayers
+from swift_sd.native.compiler import NoKernelsError
+
+CHUNK = 64  # what every width must be a multiple of: see native/draft.h and rows.h
+
+
+class CacheRows(ctypes.Structure):
+    """Mirror of `Rows` in native/cache_rows.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("stride", "row", "window")),
+    )
+
+
+def cache_rows(cache: KVCache, count: int) -> Any:
+    """An array of `CacheRows`, one for each layer, with room for `count` rows at the cursor."""
+    return (CacheRows * len(cache.buffers))(*_each_layers_rows(cache, count))
+
+
+def _each_layers_rows(cache: KVCache, count: int) -> Iterator[CacheRows]:
+    for buffer in cache.buffers:
+        keys, values, row = cache.room(buffer, count)
+        window = buffer.window or 1 << 60
+        yield CacheRows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, window)
+
+
+def linears_of(layer: Any) -> list[nn.Linear]:
+    """Queries, keys, values, output, gate, up and down, in this order."""
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    return [*linears, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+
+def norms_of(layer: Any) -> list[Any]:
+    """Before attention, before the MLP, of queries and of keys; None for one that is missing."""
+    attention = layer.self_attn
+    own = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    return [layer.input_layernorm, layer.post_attention_layernorm, *own]
+
+
+class CommonLayout:
+    """Where everything is in a model of the common layout.
+
+    Layers of `self_attn` and `mlp` behind a root mean square norm each, gated MLP with SiLU, rotary
+    embeddings over whole heads: llama, qwen 2 and 3, mistral and their kin.
+
+    Raises:
+        NoKernelsError: the model is of another one; says where.
+    """
+
+    def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
+        if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float32):
+            raise NoKernelsError(f"the model is {model.dtype} on {model.device.type}")
+        self.config: Any = model.config.get_text_config(decoder=True)
+        if changes_with_length(self.config):
+            raise NoKernelsError("its rotary embedding changes with the length")
+        base: Any = model.get_submodule(".".join(sublayers.path[:-1]))
+        self.layers: list[Any] = list(getattr(base, sublayers.path[-1]))
+        self.embedding: Any = model.get_input_embeddings()
+        self.head: Any = model.get_output_embeddings()
+        try:
+            self.rotary, self.norm = base.rotary_emb, base.norm
+            cosines, _ = self.rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))
+            self.hidden = self.norm.weight.shape[0]
+            sizes = {self.hidden, cosines.shape[-1]}
+            sizes |= {s for layer in self.layers for s in self._check(layer, cosines.shape[-1])}
+        except (AttributeError, TypeError) as error:
+            raise NoKernelsError(f"the model is of another layout: {error}") from None
+        if any(size % CHUNK for size in sizes - {cosines.shape[-1]}) or cosines.shape[-1] % 8:
+            raise NoKernelsError(f"a width is no multiple of {CHUNK}")
+
+    def _check(self, layer: Any, head_dim: int) -> set[int]:
+        names = {name for name, _ in layer.named_children()}
+        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+            raise AttributeError(f"a layer consists of {', '.join(sorted(names))}")
+        attention, mlp = layer.self_attn, layer.mlp
+        if attention.head_dim != head_dim:
+            raise AttributeError("rotary embeddings over a part of each head")
+        for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)):
+            if norm is not None and norm.weight.shape != (head_dim,):
+                raise AttributeError("a norm over all heads")
+        some = torch.linspace(-4, 4, 9)
+        if not torch.allclose(mlp.act_fn(some), F.silu(some), atol=1e-5):
+            raise AttributeError("an activation other than SiLU")
+        return {linear.weight.shape[1] for linear in linears_of(layer)}

@@ -1,0 +1,145 @@
+"""The target in compiled code: each of several rows to the bit as plain decoding computes it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from swift_sd.model.common_layout import CommonLayout, cache_rows, linears_of, norms_of
+from swift_sd.model.compiled_attention import RowPaths
+from swift_sd.model.compiled_rows import can_be_compiled
+from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.sublayers import Sublayers
+from swift_sd.native.compiler import NoKernelsError
+
+Pointer = ctypes.c_void_p
+Whole = ctypes.c_int64
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (("weight", Pointer), ("bias", Pointer), ("k", Whole), ("n", Whole))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, Pointer) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
+        *(
+            (name, _Linear)
+            for name in ("queries", "keys", "values", "attention_out", "gate", "up", "down")
+        ),
+    )
+
+
+class _Target(ctypes.Structure):
+    _fields_ = (
+        *((name, Whole) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner")),
+        ("epsilon", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        ("layer", ctypes.POINTER(_Layer)),
+        ("final_norm", Pointer),
+        ("activation", Pointer),
+        ("head", _Linear),
+    )
+
+
+class CompiledTarget:
+    """Reads the model's own weights, as they are when it is made; for one response.
+
+    Args:
+        library: from `load_kernels()`.
+        model: the target, bfloat16 on the CPU; it is not changed.
+        sublayers: what `find_sublayers(model)` found.
+
+    Raises:
+        NoKernelsError: the model is of another layout, or somebody looks into its forwards; that
+            the results are exact is for the caller to find out.
+    """
+
+    def __init__(self, library: Any, model: PreTrainedModel, sublayers: Sublayers) -> None:
+        if any(map(_is_watched, model.modules())):
+            raise NoKernelsError("a module has hooks or a forward of its own")
+        layout = CommonLayout(model, sublayers)
+        if model.dtype != torch.bfloat16:
+            raise NoKernelsError(f"the model is {model.dtype}")
+        self._library = library
+        self._kept: list[Tensor] = []  # what the structures point to
+        attention, mlp = layout.layers[0].self_attn, layout.layers[0].mlp
+        self.form = (
+            attention.q_proj.weight.shape[0] // attention.head_dim,
+            attention.k_proj.weight.shape[0] // attention.head_dim,
+            attention.head_dim,
+            attention.scaling,
+        )
+        every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+        with torch.no_grad():
+            activation = mlp.act_fn(every)
+        heads, kv_heads, head_dim, scale = self.form
+        self._struct = _Target(
+            *(len(layout.layers), layout.hidden, heads, kv_heads, head_dim),
+            mlp.down_proj.weight.shape[1],
+            layout.norm.variance_epsilon,
+            scale,
+            (_Layer * len(layout.layers))(*map(self._layer, layout.layers)),
+            self._numbers(layout.norm.weight),
+            self._numbers(activation),
+            self._linear(layout.head),
+        )
+        self._embedding, self._rotary = layout.embedding, layout.rotary
+        self._vocabulary = layout.head.weight.shape[0]
+
+    @torch.no_grad()
+    def forward(
+        self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
+    ) -> Tensor:
+        """See `View.forward`; the cache is not empty, the batch is one."""
+        rows = tokens.shape[1]
+        kept = keep or rows
+        if ancestry is None:
+            paths = RowPaths(None, rows)
+            places = torch.arange(cache.cursor, cache.cursor + rows)
+        else:
+            paths = RowPaths([row.nonzero()[:, 0].tolist() for row in ancestry], rows)
+            places = cache.cursor - 1 + ancestry.sum(dim=1)
+        hidden = self._embedding(tokens).contiguous().clone()
+        tables = [table.contiguous() for table in self._rotary(hidden, places.unsqueeze(0))]
+        logits: Tensor = hidden.new_empty(1, kept, self._vocabulary)
+        failed = self._library.swift_sd_target(
+            ctypes.byref(self._struct),
+            cache_rows(cache, rows),
+            Pointer(hidden.data_ptr()),
+            Whole(rows),
+            *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),
+            Pointer(logits.data_ptr()),
+            Whole(kept),
+        )
+        if failed:
+            raise MemoryError("no memory for a verification")
+        cache.advance(rows)
+        return logits
+
+    def _layer(self, layer: Any) -> _Layer:
+        return _Layer(
+            *(None if norm is None else self._numbers(norm.weight) for norm in norms_of(layer)),
+            *map(self._linear, linears_of(layer)),
+        )
+
+    def _linear(self, linear: nn.Linear) -> _Linear:
+        if type(linear) is not nn.Linear or not can_be_compiled(linear):
+            raise NoKernelsError("a linear layer is of another kind")
+        bias = None if linear.bias is None else self._numbers(linear.bias)
+        return _Linear(self._numbers(linear.weight), bias, *reversed(linear.weight.shape))
+
+    def _numbers(self, tensor: Tensor) -> int:
+        if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
+            raise NoKernelsError("a parameter is not in bfloat16, or not in one piece")
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether something that is not the module's class has a part in its forwards."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

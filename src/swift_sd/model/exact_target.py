@@ -1,0 +1,92 @@
+"""How the target is computed to the bit of plain decoding over several rows: found out once."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from swift_sd.model.compiled_target import CompiledTarget
+from swift_sd.model.exact_rows import (
+    AttentionKernels,
+    ExactRows,
+    Forms,
+    compiled_model,
+    exact_forms,
+    is_exact,
+)
+from swift_sd.model.sublayers import Sublayers
+from swift_sd.model.target import Target
+from swift_sd.model.view import View
+from swift_sd.native.compiler import NoKernelsError, find_kernels
+
+# Of all weights that a step reads, how many may be read once for each row.
+MOST_ALONE = {"auto": 0.25, "strict": 1.0}
+
+
+class ExactTarget:
+    """Makes the target of each response, as the model is then.
+
+    Args:
+        model: the target; it is not changed.
+        sublayers: what `find_sublayers(model)` found.
+        exact: "auto", "strict" or "off"; see `SwiftConfig`.
+        several_rows: whether more than one row is ever verified.
+
+    Attributes:
+        is_exact: whether verification gives plain decoding's bits however many rows there are.
+        is_compiled: whether it does so in compiled code.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, sublayers: Sublayers, exact: str, *, several_rows: bool
+    ) -> None:
+        self._model, self._sublayers, self._several_rows = model, sublayers, several_rows
+        self._kernels = AttentionKernels(find_kernels())
+        self._forms: Forms | None = None
+        self.is_compiled = False
+        config = model.config.get_text_config(decoder=True)
+        if exact != "off" and config._attn_implementation == "sdpa":
+            self._find(exact)
+        self.is_exact = self._forms is not None
+
+    def target(self, reader: View | None = None) -> Target:
+        """The model as it is now; prompts are read by `reader` if there is one."""
+        fast = self.reading_model()
+        if reader is None and fast is not self._model:
+            reader = View(fast)
+        return Target(self._model, self._verifier(), reader)
+
+    def reading_model(self) -> nn.Module:
+        """What computes many rows as the model does, to the bit, and quicker if there is such."""
+        if self._forms is None:
+            return self._model
+        return compiled_model(self._model, self._forms) or self._model
+
+    def _find(self, exact: str) -> None:
+        forms = exact_forms(self._model, MOST_ALONE[exact], self._kernels.library)
+        if forms is None or not is_exact(self._view(forms), self._model):
+            return
+        self._forms = forms
+        compiled = self._compiled()
+        self.is_compiled = compiled is not None and is_exact(compiled, self._model)
+
+    def _verifier(self) -> View | CompiledTarget | None:
+        compiled = self._compiled() if self.is_compiled else None
+        if compiled is not None:
+            return compiled
+        if self._forms is None or not self._several_rows:
+            return None
+        return self._view(self._forms)
+
+    def _view(self, forms: Forms) -> ExactRows:
+        return ExactRows(self._model, self._sublayers, forms, self._kernels)
+
+    def _compiled(self) -> CompiledTarget | None:
+        """None where the model is of another layout, or its attention of another form."""
+        if self._kernels.library is None:
+            return None
+        try:
+            compiled = CompiledTarget(self._kernels.library, self._model, self._sublayers)
+        except NoKernelsError:
+            return None
+        return compiled if self._kernels.understands(compiled.form) else None
