@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from swift_sd.model.common_layout import CommonLayout, cache_rows, linears_of, norms_of
 from swift_sd.model.compiled_attention import RowPaths
-from swift_sd.model.compiled_rows import can_be_compiled
+from swift_sd.model.compiled_rows import can_be_compiled, is_watched
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
@@ -60,7 +60,7 @@ class CompiledTarget:
     """
 
     def __init__(self, library: Any, model: PreTrainedModel, sublayers: Sublayers) -> None:
-        if any(map(_is_watched, model.modules())):
+        if any(map(is_watched, model.modules())):
             raise NoKernelsError("a module has hooks or a forward of its own")
         layout = CommonLayout(model, sublayers)
         if model.dtype != torch.bfloat16:
@@ -128,7 +128,7 @@ class CompiledTarget:
         )
 
     def _linear(self, linear: nn.Linear) -> _Linear:
-        if type(linear) is not nn.Linear or not can_be_compiled(linear):
+        if not can_be_compiled(linear):
             raise NoKernelsError("a linear layer is of another kind")
         bias = None if linear.bias is None else self._numbers(linear.bias)
         return _Linear(self._numbers(linear.weight), bias, *reversed(linear.weight.shape))
@@ -138,8 +138,3 @@ class CompiledTarget:
             raise NoKernelsError("a parameter is not in bfloat16, or not in one piece")
         self._kept.append(tensor)
         return tensor.data_ptr()
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether something that is not the module's class has a part in its forwards."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))

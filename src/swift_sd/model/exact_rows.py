@@ -162,7 +162,7 @@ class ExactRows(View):
     ) -> None:
         AttentionInterface.register(ATTENTION, attention_row_by_row)
         new: dict[str, Any] = {
-            name: form(model.get_submodule(name)) for name, form in forms.items()
+            name: _put_around(model.get_submodule(name), form) for name, form in forms.items()
         }
         self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
@@ -245,6 +245,12 @@ def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     return all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
+def _put_around(linear: nn.Module, form: Form) -> nn.Module:
+    """As found, unless the layer has become another one since."""
+    is_another = isinstance(form, partial) and not can_be_compiled(linear)
+    return RowByRow(linear) if is_another else form(linear)
+
+
 def _pieces(rows: Tensor, size: int) -> list[Tensor]:
     return [rows[:, begin : begin + size] for begin in range(0, rows.shape[1], size)]
 
@@ -286,6 +292,6 @@ def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
     new = {
         name: form(model.get_submodule(name))
         for name, form in forms.items()
-        if isinstance(form, partial)
+        if isinstance(form, partial) and can_be_compiled(model.get_submodule(name))
     }
     return replaced(model, new) if new else None
