@@ -34,6 +34,8 @@ class SwiftConfig:
             made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
             where there is no kernel for it, and with 16, it reads the model's own. "auto" takes 4,
             or 8 for a model of less than 300 million parameters, which suffers more from rounding.
+        short_head: whether drafts choose among the frequent tokens and those of the text only,
+            where compiled code reads copies of the weights; the target chooses among all.
         exact: what is done about rounding. Over several rows a model may round differently than
             over one, so that in 16 bits another token wins than in plain decoding where two are
             nearly tied. "auto" verifies with operations that give, to the bit, what they give for
@@ -52,6 +54,7 @@ class SwiftConfig:
     skip_ratio: float | None = None
     eager_search: bool = False
     draft_bits: Literal["auto", 4, 8, 16] = "auto"
+    short_head: bool = True
     exact: Literal["auto", "strict", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class SwiftConfig:
             raise ConfigError(
                 f"skip_ratio is {ratio!r}; give a share above 0 and at most 1, or None"
             )
-        for name in ("tree", "eager_search"):
+        for name in ("tree", "eager_search", "short_head"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:

@@ -147,7 +147,7 @@ def test_other_layouts_are_refused_with_the_reason(family, why):
 def test_what_only_looks_alike_is_found_out():
     """A model that scales its residual additions, as granite does, has the same names."""
     model = tiny_model("granite", **WIDE, residual_multiplier=0.2, logits_scaling=4.0)
-    weights = DraftWeights(model, find_sublayers(model), 8)
+    weights = DraftWeights(model, find_sublayers(model), 8, has_short_head=True)
     assert "off by" in weights.why_not_compiled
     assert weights.error < 0.1
 
@@ -155,7 +155,10 @@ def test_what_only_looks_alike_is_found_out():
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_the_draft_says_what_it_reads(bits):
     weights = DraftWeights(
-        wide_model("llama", torch.bfloat16), find_sublayers(wide_model("llama")), bits
+        wide_model("llama", torch.bfloat16),
+        find_sublayers(wide_model("llama")),
+        bits,
+        has_short_head=True,
     )
     assert weights.bits == bits
     assert (weights.bytes > 0) == (bits < 16)

@@ -50,7 +50,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, 
 def test_a_model_of_another_layout_drafts_with_them(bits):
     model = tiny_model("gemma2", **WIDE, vocab_size=128).to(torch.bfloat16)
     before = {name: id(module) for name, module in model.named_modules()}
-    weights = DraftWeights(model, find_sublayers(model), bits)
+    weights = DraftWeights(model, find_sublayers(model), bits, has_short_head=False)
     assert "layout" in weights.why_not_compiled
     assert weights.bits == bits
     assert 0 < weights.error < {4: 0.4, 8: 0.1}[bits]
@@ -62,5 +62,7 @@ def test_a_model_of_another_layout_drafts_with_them(bits):
 
 def test_a_model_without_such_layers_is_left_alone():
     assert quantised_copy(tiny_model("gpt2"), 4, 128) is None
-    weights = DraftWeights(tiny_model("gpt2"), find_sublayers(tiny_model("gpt2")), 4)
+    weights = DraftWeights(
+        tiny_model("gpt2"), find_sublayers(tiny_model("gpt2")), 4, has_short_head=True
+    )
     assert (weights.bits, weights.bytes, weights.error) == (16, 0, 0.0)

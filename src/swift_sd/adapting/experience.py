@@ -33,6 +33,7 @@ from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
 
+SMALL = 300_000_000  # parameters
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
 
@@ -65,8 +66,9 @@ class Experience:
         self._reads_trees = self._can_read_trees()
         drafts = config.max_draft_tokens > 0
         self._exact = ExactTarget(model, sublayers, config.exact, several_rows=drafts)
-        bits = config.draft_bits if drafts else 16
-        self.draft_weights = DraftWeights(model, sublayers, bits)
+        self.draft_weights = DraftWeights(
+            model, sublayers, self._draft_bits(), has_short_head=config.short_head
+        )
         is_paper = config.early_stop is not None
         start = LayerSet.unified if is_paper else LayerSet.none
         self._start = start(sublayers.depth)
@@ -134,7 +136,7 @@ class Experience:
         drafters = [
             Governed(recall, self.recall_ledger, recall.promise, foresees=True),
             Governed(
-                LayerSkipDrafter(view, growth, recall),
+                LayerSkipDrafter(view, growth, recall, self.draft_weights.shortlist),
                 self.ledger,
                 lambda state, budget: supposed(self.pace),
                 foresees=False,
@@ -142,6 +144,15 @@ class Experience:
         ]
         governor = Governor(drafters, self.pace, self.purse)
         return governor, adapter
+
+    def _draft_bits(self) -> int:
+        config = self._config
+        if not config.max_draft_tokens:
+            return 16
+        if config.draft_bits != "auto":
+            return int(config.draft_bits)
+        # A small model suffers more from rounding, and saves less: its drafts are not all reading.
+        return 8 if self._model.num_parameters() < SMALL else 4
 
     def _measured_prior(self) -> Prior:
         if not self._config.max_draft_tokens or self._config.early_stop is not None:

@@ -15,6 +15,7 @@ from swift_sd.decoding.trace import Step
 from swift_sd.drafting.growth import Forward, Growth
 from swift_sd.drafting.recall import RecallDrafter
 from swift_sd.model.draft_weights import AnyDraft
+from swift_sd.model.shortlist import Shortlist
 
 OWN, AGREED = "layer_skip", "cascade"
 
@@ -29,17 +30,26 @@ class LayerSkipDrafter:
         view: the sub-network.
         growth: how deep and how wide to go.
         recall: foresees tokens at no cost; it must have been asked for its promise in this round.
+        shortlist: the tokens that `view` chooses among, if not all; told of the text.
     """
 
-    def __init__(self, view: AnyDraft, growth: Growth, recall: RecallDrafter | None = None) -> None:
+    def __init__(
+        self,
+        view: AnyDraft,
+        growth: Growth,
+        recall: RecallDrafter | None = None,
+        shortlist: Shortlist | None = None,
+    ) -> None:
         self.view = view
         self.growth = growth
-        self._recall = recall
+        self._recall, self._shortlist = recall, shortlist
+        self._listed = 0  # tokens of the text that the shortlist knows of
         self._forwards: list[Forward] = []
         self.name = OWN
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """A chain of up to `budget` tokens behind `state`, with siblings."""
+        self._list(state)
         draft = _Draft()
         ahead = self._recall.start() if self._recall else []
         self.name = AGREED if ahead else OWN
@@ -60,6 +70,17 @@ class LayerSkipDrafter:
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
         self.growth.learn(tree, path, step, self._forwards)
+
+    def _list(self, state: DecodingState) -> None:
+        """Tell the shortlist of the text: first the prompt, then what the target says."""
+        if self._shortlist is None:
+            return
+        new: list[int] = state.tokens[0, self._listed :].tolist()
+        if self._listed:
+            self._shortlist.judge(new)
+        else:
+            self._shortlist.add([*new, *state.stopping.eos])
+        self._listed += len(new)
 
     def _read(self, state: DecodingState, draft: _Draft, ahead: Sequence[int], budget: int) -> bool:
         """Add what the sub-network says behind the draft, and behind `ahead` as far as it agrees.

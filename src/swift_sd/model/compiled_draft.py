@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from swift_sd.model.common_layout import CHUNK, CommonLayout, cache_rows, linears_of, norms_of
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.shortlist import Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import load_kernels
 
@@ -162,10 +163,13 @@ class CompiledDraft:
     Args:
         weights: shared by all responses.
         layer_set: what to skip at first.
+        shortlist: tokens whose logits are computed; those of all others are -inf. None for all.
     """
 
-    def __init__(self, weights: CompiledWeights, layer_set: LayerSet) -> None:
-        self._weights = weights
+    def __init__(
+        self, weights: CompiledWeights, layer_set: LayerSet, shortlist: Shortlist | None = None
+    ) -> None:
+        self._weights, self._shortlist = weights, shortlist
         self._tables(POSITIONS)
         self.use(layer_set)
 
@@ -195,7 +199,8 @@ class CompiledDraft:
         if end > len(self._cosines):
             self._tables(2 * end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
-        logits = torch.empty(1, kept, weights.vocabulary)
+        listed = self._shortlist.tokens if self._shortlist is not None else None
+        logits = torch.full((1, kept, weights.vocabulary), -torch.inf)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
             cache_rows(cache, count),
@@ -206,6 +211,8 @@ class CompiledDraft:
             Pointer(self._sines[begin:].data_ptr()),
             Pointer(logits.data_ptr()),
             Whole(kept),
+            None if listed is None else Pointer(listed.data_ptr()),
+            Whole(0 if listed is None else len(listed)),
         )
         if failed:
             raise MemoryError("no memory for a draft step")

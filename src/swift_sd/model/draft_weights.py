@@ -13,13 +13,13 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.quantised_linear import quantised_copy
+from swift_sd.model.shortlist import Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError
 
 GROUP = 128  # weights that share a scale
 PREFIX, CHECKED = 4, 6  # tokens
-SMALL = 300_000_000  # parameters below which 8 bits were measured to pay more than 4
 FAITHFUL = 0.5  # relative error of the logits; a layer that was misunderstood gives 1 and more
 
 AnyDraft = DraftView | CompiledDraft
@@ -34,23 +34,28 @@ class DraftWeights:
     Args:
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
-        bits: 4, 8, or 16 for the model's own weights; "auto" for 4, or 8 for a small model.
+        bits: 4, 8, or 16 for the model's own weights.
+        has_short_head: whether compiled drafts compute the logits of a `Shortlist` only.
 
     Attributes:
         bits: of the weights that drafts read, in fact.
         error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
+        shortlist: tokens that drafts choose among; None where they read the whole head.
         why_not_compiled: the reason, where compiled code could have served.
     """
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers, bits: int | str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sublayers: Sublayers, bits: int, *, has_short_head: bool
+    ) -> None:
         self._model, self._sublayers = model, sublayers
         self._compiled: CompiledWeights | None = None
         self._copy: nn.Module | None = None
         self.bits, self.error = 16, 0.0
         self.why_not_compiled: str | None = None
-        wanted = int(bits) if bits != "auto" else 8 if model.num_parameters() < SMALL else 4
-        if wanted < 16:
-            self._round(wanted)
+        self.shortlist: Shortlist | None = None
+        self._has_short_head = has_short_head
+        if bits < 16:
+            self._round(bits)
 
     @property
     def bytes(self) -> int:
@@ -66,7 +71,7 @@ class DraftWeights:
     def view(self, layer_set: LayerSet) -> AnyDraft:
         """A draft for one response that skips `layer_set`."""
         if self._compiled is not None:
-            return CompiledDraft(self._compiled, layer_set)
+            return CompiledDraft(self._compiled, layer_set, self.shortlist)
         model: Any = self._copy if self._copy is not None else self._model
         return DraftView(model, self._sublayers, layer_set)
 
@@ -77,6 +82,8 @@ class DraftWeights:
             if not self.error <= FAITHFUL:
                 raise NoKernelsError(f"its logits would be off by {self.error:.0%}")
             self.bits = bits
+            if self._has_short_head:
+                self.shortlist = Shortlist(self._compiled.vocabulary)
         except NoKernelsError as reason:
             self.why_not_compiled, self._compiled, self.error = str(reason), None, 0.0
             self._copy = quantised_copy(self._model, bits, GROUP)

@@ -42,19 +42,44 @@ static void keep(void *to, long at, const float *values, long count, int is_floa
         for (long i = 0; i < count; i++) ((uint16_t *)to)[at + i] = to_bfloat16(values[i]);
 }
 
+#define TOGETHER 4 /* rows whose sums do not wait for each other */
+#define SPAN 8     /* vectors of the output in registers */
+
+/* Scores of `count` rows from `row` on. */
+INLINE void score(const float *query, const void *keys, long row, long width, int is_float,
+                  int count, float *scores) {
+    floats sums[TOGETHER];
+    for (int j = 0; j < count; j++) sums[j] = (floats){0};
+    for (long i = 0; i < width; i += LANES)
+        for (int j = 0; j < count; j++)
+            sums[j] += load(query + i) * cached(keys, (row + j) * width + i, is_float);
+    for (int j = 0; j < count; j++) scores[j] = total(sums[j]);
+}
+
+/* `span` vectors of the sum of all rows, weighted. */
+INLINE void mix(const float *weights, const void *values, long first, long end, long width,
+                long at, int is_float, int span, float *out) {
+    floats mixed[SPAN];
+    for (int j = 0; j < span; j++) mixed[j] = (floats){0};
+    for (long row = first; row < end; row++)
+        for (int j = 0; j < span; j++)
+            mixed[j] += weights[row - first] *
+                        cached(values, row * width + at + j * LANES, is_float);
+    for (int j = 0; j < span; j++) store(out + at + j * LANES, mixed[j]);
+}
+
 /* One query head over the rows that it sees; scores: scratch for so many. */
 INLINE void attend(const float *query, const void *keys, const void *values, long first, long end,
                    long width, int is_float, float *scores, float *out) {
-    float most = -INFINITY, sum, scale = 1 / sqrtf((float)width);
-    for (long row = first; row < end; row++) {
-        floats products = {0};
-        for (long i = 0; i < width; i += LANES)
-            products += load(query + i) * cached(keys, row * width + i, is_float);
-        float score = total(products) * scale;
-        scores[row - first] = score;
-        most = score > most ? score : most;
+    float most = -INFINITY, scale = 1 / sqrtf((float)width);
+    long count = end - first, row = first, at = 0;
+    for (; row + TOGETHER <= end; row += TOGETHER)
+        score(query, keys, row, width, is_float, TOGETHER, scores + row - first);
+    for (; row < end; row++) score(query, keys, row, width, is_float, 1, scores + row - first);
+    for (long i = 0; i < count; i++) {
+        scores[i] *= scale;
+        most = scores[i] > most ? scores[i] : most;
     }
-    long count = end - first;
     for (long i = count; i % LANES; i++) scores[i] = -INFINITY; /* there is room */
     floats sums = {0};
     for (long i = 0; i < count; i += LANES) {
@@ -62,13 +87,11 @@ INLINE void attend(const float *query, const void *keys, const void *values, lon
         store(scores + i, weight);
         sums += weight;
     }
-    sum = total(sums);
-    for (long i = 0; i < width; i += LANES) {
-        floats mixed = {0};
-        for (long row = first; row < end; row++)
-            mixed += scores[row - first] * cached(values, row * width + i, is_float);
-        store(out + i, mixed / sum);
-    }
+    float share = 1 / total(sums);
+    for (long i = 0; i < count; i++) scores[i] *= share;
+    for (; at + SPAN * LANES <= width; at += SPAN * LANES)
+        mix(scores, values, first, end, width, at, is_float, SPAN, out);
+    for (; at < width; at += LANES) mix(scores, values, first, end, width, at, is_float, 1, out);
 }
 
 typedef struct {
@@ -136,11 +159,11 @@ static void mlp(const Draft *d, const Layer *l, float *hidden, long inputs, Scra
 }
 
 /* hidden: [inputs][hidden], embeddings that become the residual stream. skips: for each layer 1
-   for attention, 2 for MLP, 3 for both. logits: [kept][head rows] of the last `kept` inputs.
-   Returns 0, or 1 if there was no memory. */
+   for attention, 2 for MLP, 3 for both. logits: [kept][head rows] of the last `kept` inputs;
+   only of the tokens that are `listed`, `count` of them, if that is not NULL. Returns 0, or 1 if there was no memory. */
 int swift_sd_draft(const Draft *d, const Rows *rows, const uint8_t *skips, float *hidden,
                    int64_t inputs, const float *cosines, const float *sines, float *logits,
-                   int64_t kept) {
+                   int64_t kept, const int32_t *listed, int64_t count) {
     long widest = d->hidden > d->inner ? d->hidden : d->inner;
     long wide = d->heads * d->head_dim, narrow = d->kv_heads * d->head_dim, most = 1;
     if (wide > widest) widest = wide;
@@ -179,7 +202,8 @@ int swift_sd_draft(const Draft *d, const Rows *rows, const uint8_t *skips, float
             const float *last = hidden + (inputs - kept) * d->hidden;
             normalise_rows(last, kept, d->final_norm, d->hidden, d->epsilon, s.normed);
             round_rows(s.normed, kept, &d->head, &s.rounded);
-            multiply(&d->head, &s.rounded, kept, logits, d->head.rows, 0);
+            if (!listed) multiply(&d->head, &s.rounded, kept, logits, d->head.rows, 0);
+            else multiply_some(&d->head, listed, count, &s.rounded, kept, logits);
         }
         free(scores);
     }

@@ -33,6 +33,7 @@ static void round_group(const float *x, long group, int8_t *codes, float *scale,
 
 /* Adds the scalar products of one group of weights with that of `inputs` inputs, `apart` codes
    from each other; every weight is unpacked once. */
+#define AHEAD 2048 /* bytes: left to itself the processor asks for weights too late */
 #define INPUTS 4 /* at a time, in registers */
 #ifdef __AVX2__
 typedef __m256 Sum;
@@ -104,6 +105,8 @@ INLINE void products(const Matrix *m, long row, const Rounded *x, long first, in
             scales[i] = scale * x->scales[(first + i) * groups + g];
             if (bits == 4) offsets[i] += offset * x->sums[(first + i) * groups + g];
         }
+        for (long at = 0; at < m->group * bits / 8; at += 64)
+            __builtin_prefetch(w + g * m->group * bits / 8 + at + AHEAD);
         add_group(sums, w + g * m->group * bits / 8, codes + g * m->group, m->columns, m->group,
                   bits, inputs, scales);
     }
@@ -116,24 +119,37 @@ INLINE void some_products(const Matrix *m, long row, const Rounded *x, long firs
     else products(m, row, x, first, 8, inputs, out);
 }
 
-/* All threads share the rows of the matrix; they do not wait for each other at the end.
-   out[input][row], `width` apart; added to what is there, or put there. */
+/* The product of one row with all inputs. out[input][row], `width` apart; added to what is there, or
+   put there. */
+static void multiply_row(const Matrix *m, long row, const Rounded *x, long inputs, float *out,
+                         long width, int adds) {
+    for (long first = 0; first < inputs; first += INPUTS) {
+        float values[INPUTS];
+        int count = inputs - first < INPUTS ? inputs - first : INPUTS;
+        if (count == 4) some_products(m, row, x, first, 4, values);
+        else if (count == 3) some_products(m, row, x, first, 3, values);
+        else if (count == 2) some_products(m, row, x, first, 2, values);
+        else some_products(m, row, x, first, 1, values);
+        for (int i = 0; i < count; i++) {
+            float *to = out + (first + i) * width + row;
+            *to = adds ? *to + values[i] : values[i];
+        }
+    }
+}
+
+/* All threads share the rows of the matrix; they do not wait for each other at the end. */
 static void multiply(const Matrix *m, const Rounded *x, long inputs, float *out, long width,
                      int adds) {
 #pragma omp for schedule(static) nowait
-    for (long row = 0; row < m->rows; row++)
-        for (long first = 0; first < inputs; first += INPUTS) {
-            float values[INPUTS];
-            int count = inputs - first < INPUTS ? inputs - first : INPUTS;
-            if (count == 4) some_products(m, row, x, first, 4, values);
-            else if (count == 3) some_products(m, row, x, first, 3, values);
-            else if (count == 2) some_products(m, row, x, first, 2, values);
-            else some_products(m, row, x, first, 1, values);
-            for (int i = 0; i < count; i++) {
-                float *to = out + (first + i) * width + row;
-                *to = adds ? *to + values[i] : values[i];
-            }
-        }
+    for (long row = 0; row < m->rows; row++) multiply_row(m, row, x, inputs, out, width, adds);
+}
+
+/* The same for `count` of the rows only; the others are left as they are. */
+static void multiply_some(const Matrix *m, const int32_t *rows, long count, const Rounded *x,
+                          long inputs, float *out) {
+#pragma omp for schedule(static) nowait
+    for (long each = 0; each < count; each++)
+        multiply_row(m, rows[each], x, inputs, out, m->rows, 0);
 }
 
 static void round_rows(const float *x, long rows, const Matrix *for_matrix, Rounded *to) {

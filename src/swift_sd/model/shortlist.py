@@ -1,0 +1,61 @@
+"""Tokens that drafts choose among, so that they need not read the whole language model head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FREQUENT = 8  # of so many tokens of the vocabulary one belongs to it from the start
+LEAST = 4096  # tokens; a smaller vocabulary is not worth the trouble
+FULL = 0.5  # of the vocabulary: then what was learned is forgotten
+ENOUGH = 0.95  # share of the target's tokens below which the whole head is read
+FADE = 0.99  # weight of the tokens before
+
+
+class Shortlist:
+    """The most frequent tokens of the vocabulary and those of the texts so far.
+
+    Vocabularies made by merging pairs list the most frequent pairs first, so the first tokens are a
+    good guess. What the target says is added to them, and how much of it was listed before tells
+    whether the list serves. Verification reads the whole head: the output cannot change.
+
+    Args:
+        vocabulary: number of tokens.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
+        self._coverage = 1.0
+        self._start()
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """List these too."""
+        new = [token for token in set(tokens) if not self._is_listed[token]]
+        if not new:
+            return
+        self._is_listed[new] = True
+        self._tokens: Tensor | None = None
+        if self._is_listed.sum() > max(LEAST, FULL * len(self._is_listed)):
+            self._start()
+
+    def judge(self, tokens: Sequence[int]) -> None:
+        """The target said these: would a draft have known them?"""
+        for token in tokens:
+            self._coverage = FADE * self._coverage + (1 - FADE) * float(self._is_listed[token])
+        self.add(tokens)
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The listed ones, ascending, int32; None where the whole head is better."""
+        if self._coverage < ENOUGH or len(self._is_listed) <= LEAST:
+            return None
+        if self._tokens is None:
+            self._tokens = self._is_listed.nonzero()[:, 0].int()
+        return self._tokens
+
+    def _start(self) -> None:
+        size = len(self._is_listed)
+        self._is_listed[:] = torch.arange(size) < max(LEAST, size // FREQUENT)
+        self._tokens = None
