@@ -11,6 +11,7 @@ from swift_sd.model.layer_set import LayerSet
 MAX_DRAFT_TOKENS = 256  # beyond this no acceptance rate pays for the verifying forward
 EXACT = ("auto", "strict", "off")
 DRAFT_BITS = ("auto", 4, 8, 16)
+DRAFTERS = ("copying", "recycling", "model")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class SwiftConfig:
             made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
             where there is no kernel for it, and with 16, it reads the model's own. "auto" takes 4,
             or 8 for a model of less than 300 million parameters, which suffers more from rounding.
+        drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
+            the target nearly said before, "model" drafts with the model itself. Without "model"
+            nothing is copied, rounded or searched for.
         short_head: whether drafts choose among the frequent tokens and those of the text only,
             where compiled code reads copies of the weights; the target chooses among all.
         exact: what is done about rounding. Over several rows a model may round differently than
@@ -54,6 +58,11 @@ class SwiftConfig:
     skip_ratio: float | None = None
     eager_search: bool = False
     draft_bits: Literal["auto", 4, 8, 16] = "auto"
+    drafters: tuple[Literal["copying", "recycling", "model"], ...] = (
+        "copying",
+        "recycling",
+        "model",
+    )
     short_head: bool = True
     exact: Literal["auto", "strict", "off"] = "auto"
 
@@ -79,6 +88,12 @@ class SwiftConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:
             raise ConfigError(f"draft_bits is {self.draft_bits!r}; choose from auto, 4, 8, 16")
+        names = self.drafters
+        if not isinstance(names, tuple) or not names or not set(names) <= set(DRAFTERS):
+            raise ConfigError(
+                f"drafters is {names!r}; give a tuple of some of {', '.join(DRAFTERS)}, "
+                "or max_draft_tokens=0 to draft nothing"
+            )
         if self.exact not in EXACT:
             raise ConfigError(f"exact is {self.exact!r}; choose from {', '.join(EXACT)}")
         if self.layer_set is not None and not isinstance(self.layer_set, LayerSet):
@@ -91,6 +106,14 @@ class SwiftConfig:
 
     def _check_search(self) -> None:
         """Raise if what is said about the search contradicts itself."""
+        if "model" not in self.drafters:
+            given = ("layer_set", "skip_ratio", "early_stop")
+            idle = [name for name in given if getattr(self, name) is not None]
+            idle += ["eager_search"] if self.eager_search else []
+            if idle:
+                raise ConfigError(
+                    f"{', '.join(idle)} is for drafts of the model: add it to drafters, or drop it"
+                )
         if self.layer_set is not None and self.skip_ratio is not None:
             raise ConfigError("layer_set leaves nothing to search for: drop it, or skip_ratio")
         if not self.eager_search:

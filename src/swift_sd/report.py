@@ -8,11 +8,11 @@ BAR = 24  # characters of the longest bar in the histogram
 
 
 def describe(summary: dict[str, Any], plain_step: float, search: str | None = None) -> str:
-    """What happened in one response and whether drafting paid, in a few lines.
+    """What happened in one response and whether it was faster, in a few lines.
 
     Args:
         summary: from `Trace.summary()`.
-        plain_step: measured seconds of a step without drafting.
+        plain_step: measured seconds of a plain step in the model's own modules.
         search: what the search for a layer set is doing, in words.
     """
     tokens, seconds = summary["new_tokens"], summary["seconds"]
@@ -74,17 +74,16 @@ def _times(split: dict[str, float], seconds: float) -> str:
 def _verdict(summary: dict[str, Any], plain_step: float) -> str:
     decoding = summary["seconds"] - summary["time_split"]["prefill"]
     if summary["new_tokens"] < 2:
-        return "too short to say whether drafting pays"
+        return "too short to say whether it was faster"
     step = decoding / (summary["new_tokens"] - 1)
-    measured = (
-        f"{step * 1e3:.0f} ms a token; plain steps, measured afterwards: {plain_step * 1e3:.0f} ms"
-    )
-    if not summary["drafted_tokens"]:
-        return f"decoded without drafting: {measured}"
+    plain = f"plain steps of the model, measured afterwards: {plain_step * 1e3:.0f} ms"
+    measured = f"{step * 1e3:.0f} ms a token; {plain}"
     ratio = plain_step / step
+    if not summary["drafted_tokens"]:
+        return f"decoded without drafting, {ratio:.2f}x plain decoding: {measured}"
     if ratio > 1:
-        return f"drafting paid, {ratio:.2f}x plain decoding: {measured}"
+        return f"faster, {ratio:.2f}x plain decoding: {measured}"
     return (
-        f"drafting did NOT pay, {ratio:.2f}x plain decoding: {measured}. "
-        "It is given up while it does not; a cheaper draft (another layer set) may pay"
+        f"NOT faster, {ratio:.2f}x plain decoding: {measured}. "
+        "Drafting is given up while it does not pay; a cheaper draft (another layer set) may"
     )

@@ -233,7 +233,7 @@ class Swift:
         return self._costs[context]
 
     def report(self) -> str:
-        """The last response for a person to read: speed, acceptance, and whether drafting paid.
+        """The last response for a person to read: speed, acceptance, and whether it was faster.
 
         Raises:
             ConfigError: there was no response yet.
@@ -265,7 +265,7 @@ class Swift:
     def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
         drafter, adapter = self._experience.drafting(do_sample=bool(request.options.do_sample))
-        trace = self._trace = Trace(self.layer_set, prompt_tokens=state.length)
+        trace = self._trace = self._experience.new_trace(state.length)
         rounds = decode(
             self._experience.target(adapter),
             drafter,

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.bench.method import Subject
-from swift_sd.bench.methods import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.model.layer_set import LayerSet
@@ -13,7 +13,7 @@ NAMES = ["hf", "hf-lookup", "hf-assisted", "hf-early-exit", "plain", "swift", "s
 
 
 def test_these_methods_can_be_asked_for():
-    assert list(METHODS) == [*NAMES, "swift-fixed"]
+    assert list(METHODS)[: len(NAMES) + 1] == [*NAMES, "swift-fixed"]
     assert checked_names(DEFAULT_METHODS) == DEFAULT_METHODS
     assert all(method.about for method in METHODS.values())
 
@@ -48,6 +48,27 @@ def test_our_methods_differ_in_their_settings(subject):
     assert METHODS["swift"](given).config() == SwiftConfig()
     assert METHODS["swift-paper"](given).config() == SwiftConfig.paper()
     assert METHODS["swift-fixed"](given).config().layer_set == chosen
+
+
+ABLATIONS = list(METHODS)[len(NAMES) + 1 :]
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_the_default_but_for_its_settings(subject, name):
+    assert name.startswith(("only-", "no-", "draft-"))
+    assert METHODS[name](subject).config() != SwiftConfig()
+    assert METHODS[name].about.startswith("swift-sd ")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_give_the_tokens_of_hf(model_of, tokenizer, prompt, name):
+    given = Subject(model_of("llama"), tokenizer, 256)
+    arguments = {"do_sample": False, "max_new_tokens": 24}
+    answers = [
+        METHODS[which](given).start()({"input_ids": prompt()}, arguments).token_ids
+        for which in ("hf", name)
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_assisted_and_fixed_give_the_tokens_of_hf(model_of, tokenizer, prompt):

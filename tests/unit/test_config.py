@@ -58,3 +58,23 @@ def test_settings_compare_by_value_and_cannot_be_changed():
     assert hash(config) == hash(SwiftConfig(layer_set=LayerSet.every(5)))
     with pytest.raises(FrozenInstanceError):
         config.early_stop = 0.5
+
+
+@pytest.mark.parametrize("names", [(), ("copies",), ["model"], "model", ("model", "oracle"), None])
+def test_wrong_drafters_are_named(names):
+    with pytest.raises(ConfigError, match="drafters is"):
+        SwiftConfig(drafters=names)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer_set": LayerSet.every(5)},
+        {"skip_ratio": 0.4},
+        {"early_stop": 0.5},
+        {"eager_search": True},
+    ],
+)
+def test_settings_for_the_model_go_with_drafts_of_it(settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} is for drafts of the model"):
+        SwiftConfig(drafters=("copying",), **settings)

@@ -52,6 +52,20 @@ def paths(tree):
     return found
 
 
+def test_either_source_can_be_left_out():
+    state = state_of(1, 2, 3, 1, 2)
+    growth = recall_of()._growth
+    known = Successors()
+    known.learn([1, 2, 9], logits_of({9: 5.0}, {4: 5.0}))
+    sources = {}
+    for copies, successors in [(True, None), (False, known), (True, known)]:
+        recall = RecallDrafter(growth, successors, copies=copies)
+        sources[copies, successors is not None] = set(propose(recall, state).sources)
+    assert sources[True, False] == {"copying"}
+    assert sources[False, True] == {"recycling"}
+    assert sources[True, True] == {"copying", "recycling"}
+
+
 def propose(recall, state, budget=8):
     promise = recall.promise(state, budget)
     tree = recall.propose(state, budget)

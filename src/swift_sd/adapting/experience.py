@@ -18,11 +18,12 @@ from swift_sd.adapting.profile import Profile
 from swift_sd.adapting.words import described
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
+from swift_sd.decoding.trace import Trace
 from swift_sd.drafting.calibration import Calibrations
 from swift_sd.drafting.growth import CostGrowth, PaperGrowth
 from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
 from swift_sd.drafting.pace import Pace, Prior
-from swift_sd.drafting.recall import RecallDrafter
+from swift_sd.drafting.recall import COPYING, RECYCLING, RecallDrafter
 from swift_sd.drafting.recycling import Successors
 from swift_sd.errors import ConfigError
 from swift_sd.model.draft_weights import DraftWeights
@@ -33,6 +34,7 @@ from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
 
+MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
@@ -117,6 +119,12 @@ class Experience:
             return self._config.layer_set or self._start
         return self._adaptation.best or self._start
 
+    def new_trace(self, prompt_tokens: int) -> Trace:
+        """The record of a response that begins now."""
+        drafts = MODEL in self._config.drafters and self._config.max_draft_tokens
+        facts = self.draft_weights.facts if drafts else None
+        return Trace(self.layer_set, prompt_tokens=prompt_tokens, draft_view=facts)
+
     def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
         """A drafter for one response and what improves it; None to decode plainly.
 
@@ -132,22 +140,29 @@ class Experience:
             widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
             return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), adapter
         growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
-        recall = RecallDrafter(growth, self.successors)
-        drafters = [
-            Governed(recall, self.recall_ledger, recall.promise, foresees=True),
-            Governed(
-                LayerSkipDrafter(view, growth, recall, self.draft_weights.shortlist),
-                self.ledger,
-                lambda state, budget: supposed(self.pace),
-                foresees=False,
-            ),
-        ]
-        governor = Governor(drafters, self.pace, self.purse)
-        return governor, adapter
+        recall = self._recall(growth)
+        drafters = []
+        if recall is not None:
+            drafters.append(Governed(recall, self.recall_ledger, recall.promise, foresees=True))
+        if MODEL in self._config.drafters:
+            own = LayerSkipDrafter(view, growth, recall, self.draft_weights.shortlist)
+            drafters.append(
+                Governed(
+                    own, self.ledger, lambda state, budget: supposed(self.pace), foresees=False
+                )
+            )
+        return Governor(drafters, self.pace, self.purse), adapter
+
+    def _recall(self, growth: CostGrowth) -> RecallDrafter | None:
+        names = self._config.drafters
+        if names == (MODEL,):
+            return None
+        successors = self.successors if RECYCLING in names else None
+        return RecallDrafter(growth, successors, copies=COPYING in names)
 
     def _draft_bits(self) -> int:
         config = self._config
-        if not config.max_draft_tokens:
+        if not config.max_draft_tokens or MODEL not in config.drafters:
             return 16
         if config.draft_bits != "auto":
             return int(config.draft_bits)
@@ -157,10 +172,13 @@ class Experience:
     def _measured_prior(self) -> Prior:
         if not self._config.max_draft_tokens or self._config.early_stop is not None:
             return Prior()
+        view = None
+        if MODEL in self._config.drafters:
+            view = self.draft_weights.view(self._config.layer_set or self._start)
         embedding: Any = self._model.get_input_embeddings()
         return measured_prior(
             self.target(),
-            self.draft_weights.view(self._config.layer_set or self._start),
+            view,
             KVCache(attention_windows(self._model.config)),
             embedding.weight.shape[0],
         )
@@ -173,6 +191,8 @@ class Experience:
     def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
         config, depth = self._config, self._sublayers.depth
         if not config.max_draft_tokens or config.layer_set is not None:
+            return None
+        if MODEL not in config.drafters:
             return None
         if config.skip_ratio is not None:
             return PaperAdaptation(PaperSearch(depth, config.skip_ratio))

@@ -19,10 +19,11 @@ DRAFTED = (1, 4)
 REPEATS = 2  # the quicker one counts
 
 
-def measured_prior(target: Target, view: AnyDraft, cache: KVCache, vocabulary: int) -> Prior:
+def measured_prior(target: Target, view: AnyDraft | None, cache: KVCache, vocabulary: int) -> Prior:
     """Time forwards of the target and of the draft over several numbers of rows.
 
     Args:
+        view: the draft; None if nothing is drafted with the model.
         cache: an empty one for the model.
         vocabulary: number of tokens.
     """
@@ -43,8 +44,9 @@ def measured_prior(target: Target, view: AnyDraft, cache: KVCache, vocabulary: i
         return min(taken)
 
     seconds(lambda rows: target.verify(rows, cache), 1)  # to warm up
-    seconds(lambda rows: view.forward(rows, cache), 1)
-    return Prior(
-        {n: seconds(lambda rows: target.verify(rows, cache), n) for n in VERIFIED},
-        {n: seconds(lambda rows: view.forward(rows, cache), n) for n in DRAFTED},
-    )
+    verify = {n: seconds(lambda rows: target.verify(rows, cache), n) for n in VERIFIED}
+    if view is None:
+        return Prior(verify)
+    draft = view.forward
+    seconds(lambda rows: draft(rows, cache), 1)
+    return Prior(verify, {n: seconds(lambda rows: draft(rows, cache), n) for n in DRAFTED})

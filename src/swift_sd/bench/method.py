@@ -73,3 +73,16 @@ class Method(ABC):
     def unavailable(self) -> str | None:
         """Why this method cannot run with this model; None if it can."""
         return None
+
+
+HF = "hf"
+"""The method that all are compared with."""
+
+REGISTERED: dict[str, type[Method]] = {}
+"""What `register` knows, in the order in which it came to know it; see `catalogue.METHODS`."""
+
+
+def register(method: type[Method]) -> type[Method]:
+    """Make a method known under its name."""
+    REGISTERED[method.name] = method
+    return method

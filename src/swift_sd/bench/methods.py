@@ -5,52 +5,16 @@ A new one is a subclass of `Method` with a name, a sentence and `start`, decorat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from swift_sd.bench.method import Answer, Method, Outcome
+from swift_sd.bench.method import HF, Answer, Method, Outcome, register
 from swift_sd.config import SwiftConfig
-from swift_sd.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HF = "hf"
-"""The method that all are compared with."""
-DEFAULT_METHODS = (HF, "hf-lookup", "plain", "swift")
 LOOKUP_TOKENS = 5
 EARLY_EXIT = 0.7  # of the layers draft
-
-METHODS: dict[str, type[Method]] = {}
-
-
-def register(method: type[Method]) -> type[Method]:
-    """Make a method known under its name."""
-    METHODS[method.name] = method
-    return method
-
-
-def checked_names(names: Sequence[str], given: Sequence[str] = ()) -> tuple[str, ...]:
-    """`names` if all of them can be asked for.
-
-    Args:
-        given: fields of `Subject` that the user has filled.
-
-    Raises:
-        ConfigError: a name is unknown or comes twice, or what its method needs was not given.
-    """
-    for name in names:
-        if name not in METHODS:
-            raise ConfigError(f"there is no method {name!r}: choose from {', '.join(METHODS)}")
-        if list(names).count(name) > 1:
-            raise ConfigError(f"the method {name} is named twice: name it once")
-        needs = METHODS[name].needs
-        if needs is not None and needs not in given:
-            option = f"--{needs.replace('_', '-')}"
-            raise ConfigError(f"the method {name} needs {option}: give it, or drop the method")
-    if not names:
-        raise ConfigError(f"no method is named: choose from {', '.join(METHODS)}")
-    return tuple(names)
 
 
 @register

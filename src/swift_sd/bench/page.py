@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from swift_sd.bench import plots
-from swift_sd.bench.methods import METHODS
+from swift_sd.bench.catalogue import METHODS
 from swift_sd.bench.results import write_atomically
 from swift_sd.bench.table import groups_of
 from swift_sd.errors import ConfigError
@@ -62,6 +62,7 @@ def render(results: dict[str, Any]) -> str:
         about={name: METHODS[name].about for name in results["summary"] if name in METHODS},
         plots=_plots(results),
         warnings=results.get("warnings", []),
+        views=_draft_views(results),
         facts=_facts(results),
         version=results["environment"].get("swift_sd"),
     )
@@ -105,6 +106,24 @@ def _plots(results: dict[str, Any]) -> list[Plot]:
     ]
 
 
+def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the drafts of each method read, in words."""
+    found = {}
+    for record in results["records"]:
+        view = record.get("draft_view")
+        if view is None:
+            continue
+        words = "the model's own weights"
+        if view["bits"] < 16:
+            words = (
+                f"copies in {view['bits']} bits, made in {view['seconds']:.1f} s, "
+                f"{view['bytes'] / 2**20:,.0f} MiB beside the model; "
+                f"relative error of the logits {view['relative_error']:.1%}"
+            )
+        found[record["method"]] = words
+    return list(found.items())
+
+
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """What to know to repeat the run."""
     environment, settings = results["environment"], results["settings"]
@@ -119,7 +138,7 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [
         (name.replace("_", " "), _shown(name, value))
         for name, value in settings.items()
-        if value is not None and name not in ("model", "dtype", "device")
+        if value is not None and name not in ("model", "dtype", "device", "note")
     ]
     if results.get("drift") is not None:
         facts.append(("drift of the machine's speed", f"{results['drift']:.0%}"))

@@ -17,6 +17,7 @@ KEPT = (
     "accepted_histogram",
     "time_split",
     "layer_set",
+    "draft_view",
     "drafters",
 )
 ONLY_IN_JOURNAL = ("token_ids", "hf_token_ids")

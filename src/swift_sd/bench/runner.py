@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from swift_sd.bench.catalogue import HF, METHODS
 from swift_sd.bench.conversation import encoded_turn
 from swift_sd.bench.journal import Entry, Journal
 from swift_sd.bench.method import Answer, Method, Subject
-from swift_sd.bench.methods import HF, METHODS
 from swift_sd.bench.questions import Question, limited
 from swift_sd.bench.records import make_record
 from swift_sd.bench.settings import Settings

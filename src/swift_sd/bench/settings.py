@@ -21,6 +21,7 @@ class Settings:
         repeats: timings per pair, of which the median counts.
         stream: one Swift object over all questions in order, not a fresh one for each.
         layer_set: for `swift-fixed`, as `LayerSet.to_dict` gives it.
+        note: what a reader of the results must know besides.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Settings:
     device: str = "auto"
     draft_model: str | None = None
     layer_set: dict[str, Any] | None = None
+    note: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from swift_sd.bench.methods import HF
+from swift_sd.bench.method import HF
 from swift_sd.bench.statistics import OVERALL
 
 COLUMNS = 4  # methods that fit next to each other on 80 characters

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from swift_sd.bench import questions as sources
-from swift_sd.bench.methods import DEFAULT_METHODS, METHODS, checked_names
+from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.bench.settings import Settings
 from swift_sd.cli import options
 from swift_sd.cli.session import opened
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from swift_sd.bench.runner import Runner
 
 INTERRUPTED = 130
-LISTED = "\n\n".join(f"  {name:14} {method.about}" for name, method in METHODS.items())
+LISTED = "\n\n".join(f"  {name:15} {method.about}" for name, method in METHODS.items())
 EPILOG = f"""[bold]Methods[/bold]
 
 {LISTED}
@@ -86,6 +86,10 @@ def bench(
             help="One Swift over all questions, not a fresh one for each.",
         ),
     ] = False,
+    remark: Annotated[
+        str | None,
+        typer.Option("--note", metavar="TEXT", help="Said on the page, say, of the checkpoint."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -123,6 +127,7 @@ def bench(
         device=device,
         draft_model=draft_model,
         layer_set=skipped_layers.to_dict() if skipped_layers else None,
+        note=remark,
     )
     folder = out or Path(f"bench-{re.sub(r'[^A-Za-z0-9.]+', '-', model)}-{settings.fingerprint}")
     if _run(folder, asked, settings, skipped_layers):

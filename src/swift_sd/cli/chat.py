@@ -39,7 +39,7 @@ EPILOG = """[bold]Examples[/bold]
 """
 HELP = """\
 /reset   forget the conversation
-/report  what the last answer cost, and whether drafting paid
+/report  what the last answer cost, and whether it was faster
 /exit    end the chat (so does Ctrl-D)
 /help    this
 Ctrl-C stops an answer; what was said so far stays in the conversation."""

@@ -62,12 +62,14 @@ class Trace:
         seconds: wall time inside the loop; time in which the consumer of a stream held it up is not
             counted.
         prompt_tokens: length of the prompt.
+        draft_view: facts about the weights that drafts of the model read: see `DraftWeights.facts`.
     """
 
     layer_set: LayerSet
     steps: list[Step] = field(default_factory=list)
     seconds: float = 0.0
     prompt_tokens: int = 0
+    draft_view: dict[str, Any] | None = None
 
     @property
     def token_ids(self) -> list[int]:
@@ -110,6 +112,7 @@ class Trace:
                 "attention": sorted(self.layer_set.attention),
                 "mlp": sorted(self.layer_set.mlp),
             },
+            "draft_view": self.draft_view,
             "drafters": dict(Counter(step.drafter for step in rounds if step.drafter)),
         }
 

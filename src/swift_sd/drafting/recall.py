@@ -29,12 +29,16 @@ class RecallDrafter:
 
     Args:
         growth: how much of a tree is worth verifying, and how likely a node is.
-        successors: runner-ups seen so far, in this response and before.
+        successors: runner-ups seen so far, in this response and before; None to recycle none.
+        copies: whether to copy from the text.
     """
 
-    def __init__(self, growth: CostGrowth, successors: Successors) -> None:
+    def __init__(
+        self, growth: CostGrowth, successors: Successors | None, *, copies: bool = True
+    ) -> None:
         self._growth = growth
         self._successors = successors
+        self._copying = copies
         self._copies = Copies()
         self._foreseen = DraftTree()
         self._offer = DraftTree()
@@ -68,7 +72,7 @@ class RecallDrafter:
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`; told of every round, whoever proposed."""
-        if self._latest is not None:  # there was room for drafts
+        if self._successors and self._latest is not None:  # there was room for drafts
             self._successors.learn([*self._latest, *step.tokens[:-1]], logits[list(path)])
         row: int | None = 0
         for token in step.tokens:
@@ -118,9 +122,9 @@ class RecallDrafter:
 
     def _followers(self, state: DecodingState, place: Place) -> list[tuple[str, int, float]]:
         """What may come at a place: source, token and confidence of each, the likeliest first."""
-        copied = dict(self._copies.continuations(place.ending))
+        copied = dict(self._copies.continuations(place.ending)) if self._copying else {}
         found = {token: (COPYING, confidence) for token, confidence in copied.items()}
-        seen = self._successors.behind(place.before, place.token)
+        seen = self._successors.behind(place.before, place.token) if self._successors else []
         # As alternatives they share the chance that no copy is right.
         left, others = 1 - sum(copied.values()), 1 - sum(s for t, s in seen if t in copied)
         for token, share in seen:

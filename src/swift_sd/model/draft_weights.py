@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -54,8 +55,10 @@ class DraftWeights:
         self.why_not_compiled: str | None = None
         self.shortlist: Shortlist | None = None
         self._has_short_head = has_short_head
+        begin = perf_counter()
         if bits < 16:
             self._round(bits)
+        self._seconds = perf_counter() - begin
 
     @property
     def bytes(self) -> int:
@@ -67,6 +70,17 @@ class DraftWeights:
         # What the packed layers hold are plain attributes, not parameters.
         held = (vars(module).values() for module in self._copy.modules())
         return sum(one.nbytes for values in held for one in values if torch.is_tensor(one))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Ready for JSON: bits, relative error of the logits, bytes, seconds that it took."""
+        return {
+            "bits": self.bits,
+            "relative_error": self.error,
+            "bytes": self.bytes,
+            "seconds": self._seconds,
+            "compiled": self._compiled is not None,
+        }
 
     def view(self, layer_set: LayerSet) -> AnyDraft:
         """A draft for one response that skips `layer_set`."""

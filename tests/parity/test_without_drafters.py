@@ -1,0 +1,38 @@
+"""Whoever may propose, the output is the model's own; who may not never does."""
+
+from itertools import combinations
+
+import pytest
+import torch
+
+from swift_sd import Swift, SwiftConfig
+from swift_sd.config import DRAFTERS
+from swift_sd.testing.families import tiny_model
+
+SOME = [names for count in (1, 2, 3) for names in combinations(DRAFTERS, count)]
+NOT_OF = {  # names of steps, by drafter that may not propose
+    "copying": ("copying", "copying+recycling"),
+    "recycling": ("recycling", "copying+recycling"),
+    "model": ("layer_skip", "cascade"),
+}
+
+
+@pytest.mark.parametrize("names", SOME, ids="+".join)
+@pytest.mark.parametrize("arguments", [{"do_sample": False}, {"do_sample": True, "top_k": 0}])
+def test_nothing_changes_but_who_proposes(names, arguments):
+    model = tiny_model("llama")
+    prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
+    swift = Swift(model, config=SwiftConfig(drafters=names))
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = model.generate(prompt, max_new_tokens=48, pad_token_id=0, **arguments)
+        torch.manual_seed(seed)
+        found = swift.generate(prompt, max_new_tokens=48, pad_token_id=0, **arguments)
+        assert torch.equal(found, expected)
+        forbidden = [step for name in set(DRAFTERS) - set(names) for step in NOT_OF[name]]
+        assert not set(forbidden) & swift.trace.summary()["drafters"].keys()
+
+
+def test_without_the_model_no_weights_are_rounded():
+    swift = Swift(tiny_model("llama"), config=SwiftConfig(drafters=("copying",)))
+    assert swift._experience.draft_weights.bits == 16
