@@ -74,7 +74,7 @@ def test_a_rare_length_still_gets_a_bar():
 
 def test_plain_decoding_is_reported_without_drafting():
     report = text([Step((7,), prefill=1.0), Step((8,), verify=1.0)], 2.0, 1.0)
-    assert "decoded without drafting: 1000 ms a token" in report
+    assert "decoded without drafting, 1.00x plain decoding: 1000 ms a token" in report
     assert "sublayers skipped" not in report
 
 

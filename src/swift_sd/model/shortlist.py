@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FREQUENT = 8  # of so many tokens of the vocabulary one belongs to it from the start
+FREQUENT = 4  # of so many tokens of the vocabulary one belongs to it from the start
 LEAST = 4096  # tokens; a smaller vocabulary is not worth the trouble
 FULL = 0.5  # of the vocabulary: then what was learned is forgotten
 ENOUGH = 0.95  # share of the target's tokens below which the whole head is read

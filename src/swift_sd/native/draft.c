@@ -160,7 +160,8 @@ static void mlp(const Draft *d, const Layer *l, float *hidden, long inputs, Scra
 
 /* hidden: [inputs][hidden], embeddings that become the residual stream. skips: for each layer 1
    for attention, 2 for MLP, 3 for both. logits: [kept][head rows] of the last `kept` inputs;
-   only of the tokens that are `listed`, `count` of them, if that is not NULL. Returns 0, or 1 if there was no memory. */
+   only of the tokens that are `listed`, `count` of them, if that is not NULL. Returns 0, or 1 if
+   there was no memory. */
 int swift_sd_draft(const Draft *d, const Rows *rows, const uint8_t *skips, float *hidden,
                    int64_t inputs, const float *cosines, const float *sines, float *logits,
                    int64_t kept, const int32_t *listed, int64_t count) {

@@ -119,8 +119,8 @@ INLINE void some_products(const Matrix *m, long row, const Rounded *x, long firs
     else products(m, row, x, first, 8, inputs, out);
 }
 
-/* The product of one row with all inputs. out[input][row], `width` apart; added to what is there, or
-   put there. */
+/* The product of one row with all inputs. out[input][row], `width` apart; added to what is there,
+   or put there. */
 static void multiply_row(const Matrix *m, long row, const Rounded *x, long inputs, float *out,
                          long width, int adds) {
     for (long first = 0; first < inputs; first += INPUTS) {

@@ -14,6 +14,8 @@
 #define STRIDE (LANES * PARTS)
 #define OUTPUTS 3 /* rows of weights, and */
 #define ROWS 4    /* rows of input in registers at a time */
+#define LONG 3000 /* numbers: OUTPUTS such rows do not stay in the nearest cache */
+#define BLOCK_STEPS 32 /* so many steps along them do */
 #ifndef CACHED
 #define CACHED 400000 /* bytes of input to go over again and again: they stay in the cache */
 #endif
@@ -30,35 +32,74 @@ INLINE float joined(floats *parts) {
     return total(parts[0]);
 }
 
-/* Sums of `outputs` x `rows` products, to out[OUTPUTS][ROWS].
-   weights: rows of k numbers; inputs: [PARTS][all][steps] vectors. Meanwhile so many `lines` of 64
-   bytes from `ahead` on, which come next, are fetched from memory: left to itself the processor
-   asks for them too late. */
-INLINE void tile(const uint16_t *weights, long k, const floats *inputs, long all, int outputs,
-                 int rows, float *out, const char *ahead, long lines) {
+typedef struct {
+    const uint16_t *weights; /* OUTPUTS rows of k numbers */
+    const floats *inputs;    /* [PARTS][steps][rows] vectors */
+    long k;
+    const char *ahead; /* so many lines of 64 bytes, which come next, are fetched meanwhile: */
+    long lines;        /* left to itself the processor asks for them too late */
+} Work;
+
+/* Adds to running[OUTPUTS][ROWS] the steps from `begin` to `end` of a part. */
+INLINE void add_steps(const Work *work, int part, long begin, long end, int outputs, int rows,
+                      floats running[OUTPUTS][ROWS]) {
+    const uint16_t *w = work->weights + part * LANES;
+    const floats *x = work->inputs + part * (work->k / STRIDE) * rows;
+    for (long step = begin; step < end; step++) {
+        floats weight[OUTPUTS];
+        for (int a = 0; a < outputs; a++)
+            weight[a] = load_bfloat16(w + a * work->k + step * STRIDE);
+        for (int b = 0; b < rows; b++) {
+            floats input = x[step * rows + b];
+            for (int a = 0; a < outputs; a++) running[a][b] += weight[a] * input;
+        }
+    }
+}
+
+/* Sums of `outputs` x `rows` products, to out[OUTPUTS][ROWS]. */
+INLINE void tile(const Work *work, int outputs, int rows, float *out) {
     floats sums[OUTPUTS][ROWS][PARTS];
-    long steps = k / STRIDE;
+    long line = 0;
     for (int part = 0; part < PARTS; part++) {
-        for (long line = part * lines / PARTS; line < (part + 1) * lines / PARTS; line++)
-            __builtin_prefetch(ahead + 64 * line);
-        const uint16_t *w = weights + part * LANES;
-        const floats *x = inputs + part * all * steps;
+        for (; line < (part + 1) * work->lines / PARTS; line++)
+            __builtin_prefetch(work->ahead + 64 * line);
         floats running[OUTPUTS][ROWS];
         for (int a = 0; a < outputs; a++)
             for (int b = 0; b < rows; b++) running[a][b] = (floats){0};
-        for (long step = 0; step < steps; step++) {
-            floats weight[OUTPUTS];
-            for (int a = 0; a < outputs; a++) weight[a] = load_bfloat16(w + a * k + step * STRIDE);
-            for (int b = 0; b < rows; b++) {
-                floats input = x[b * steps + step];
-                for (int a = 0; a < outputs; a++) running[a][b] += weight[a] * input;
-            }
-        }
+        add_steps(work, part, 0, work->k / STRIDE, outputs, rows, running);
         for (int a = 0; a < outputs; a++)
             for (int b = 0; b < rows; b++) sums[a][b][part] = running[a][b];
     }
     for (int a = 0; a < outputs; a++)
         for (int b = 0; b < rows; b++) out[a * ROWS + b] = joined(sums[a][b]);
+}
+
+/* The same where rows are so long that their weights would not stay in the nearest cache from one
+   part to the next: a block of steps after the other. */
+INLINE void tile_in_blocks(const Work *work, int outputs, int rows, float *out) {
+    floats sums[OUTPUTS][ROWS][PARTS];
+    long steps = work->k / STRIDE, line = 0;
+    long turns = (steps + BLOCK_STEPS - 1) / BLOCK_STEPS * PARTS;
+    memset(sums, 0, sizeof sums);
+    for (long turn = 0; turn < turns; turn++) {
+        long part = turn % PARTS, begin = turn / PARTS * BLOCK_STEPS;
+        long end = begin + BLOCK_STEPS < steps ? begin + BLOCK_STEPS : steps;
+        for (; line < (turn + 1) * work->lines / turns; line++)
+            __builtin_prefetch(work->ahead + 64 * line);
+        floats running[OUTPUTS][ROWS];
+        for (int a = 0; a < outputs; a++)
+            for (int b = 0; b < rows; b++) running[a][b] = sums[a][b][part];
+        add_steps(work, part, begin, end, outputs, rows, running);
+        for (int a = 0; a < outputs; a++)
+            for (int b = 0; b < rows; b++) sums[a][b][part] = running[a][b];
+    }
+    for (int a = 0; a < outputs; a++)
+        for (int b = 0; b < rows; b++) out[a * ROWS + b] = joined(sums[a][b]);
+}
+
+INLINE void any_tile(const Work *work, int outputs, int rows, float *out) {
+    if (work->k > LONG) tile_in_blocks(work, outputs, rows, out);
+    else tile(work, outputs, rows, out);
 }
 
 /* A single row with a row of weights; `ahead` is another one, or NULL. */
@@ -77,14 +118,6 @@ INLINE float alone(const uint16_t *weight, const floats *input, long steps, cons
     return joined(sums);
 }
 
-/* Widened to [PARTS][of][steps] vectors, as row `place` of `of`. */
-INLINE void spread(const uint16_t *row, long steps, long of, long place, floats *to) {
-    for (long step = 0; step < steps; step++)
-        for (int part = 0; part < PARTS; part++)
-            to[(part * of + place) * steps + step] =
-                load_bfloat16(row + step * STRIDE + part * LANES);
-}
-
 /* How many rows of k numbers are gone over at once. */
 INLINE long at_once(long k) {
     long most = CACHED / (k * (long)sizeof(float)) / ROWS * ROWS;
@@ -94,11 +127,16 @@ INLINE long at_once(long k) {
 /* Where a tile of rows begins: all are of nearly the same size, since one row alone is slow. */
 INLINE long begin_of(long rows, long tiles, long number) { return rows * number / tiles; }
 
-/* Row `row` of all `rows` to its place among the inputs of its group. */
+/* Row `row` of all `rows`, widened, to its place among the inputs of its tile. */
 INLINE void spread_row(const uint16_t *from, long rows, long row, long k, floats *inputs) {
-    long group = at_once(k), first = row / group * group;
-    long of = rows - first < group ? rows - first : group;
-    spread(from, k / STRIDE, of, row - first, inputs + first * (k / LANES));
+    long group = at_once(k), first = row / group * group, steps = k / STRIDE;
+    long of = rows - first < group ? rows - first : group, tiles = (of + ROWS - 1) / ROWS;
+    long number = ((row - first + 1) * tiles - 1) / of, begin = begin_of(of, tiles, number);
+    long few = begin_of(of, tiles, number + 1) - begin;
+    floats *to = inputs + (first + begin) * (k / LANES) + (row - first - begin);
+    for (long step = 0; step < steps; step++)
+        for (int part = 0; part < PARTS; part++)
+            to[(part * steps + step) * few] = load_bfloat16(from + step * STRIDE + part * LANES);
 }
 
 /* The outputs from `first` on, for a group of rows. */
@@ -107,25 +145,22 @@ static void some_outputs(const Linear *l, long first, long rows, const floats *i
     const uint16_t *weights = l->weight + first * l->k;
     int outputs = l->n - first < OUTPUTS ? l->n - first : OUTPUTS;
     long steps = l->k / STRIDE, tiles = (rows + ROWS - 1) / ROWS;
-    const char *ahead = (const char *)(weights + OUTPUTS * l->k);
-    long lines = first + 2 * OUTPUTS > l->n ? 0 : OUTPUTS * l->k / 32 / tiles;
-    for (long number = 0; number < tiles; number++, ahead += 64 * lines) {
+    Work work = {weights, inputs, l->k, (const char *)(weights + OUTPUTS * l->k),
+                 first + 2 * OUTPUTS > l->n ? 0 : OUTPUTS * l->k / 32 / tiles};
+    for (long number = 0; number < tiles; number++, work.ahead += 64 * work.lines) {
         long row = begin_of(rows, tiles, number);
-        const floats *x = inputs + row * steps;
         int few = begin_of(rows, tiles, number + 1) - row;
         float out[OUTPUTS * ROWS];
+        work.inputs = inputs + row * (l->k / LANES);
         /* Constants, so that all sums stay in registers. */
         if (rows == 1)
             for (int a = 0; a < outputs; a++)
-                out[a * ROWS] = alone(weights + a * l->k, x, steps,
-                                      lines ? ahead + 2 * a * l->k : NULL);
-        else if (outputs == OUTPUTS && few == 4)
-            tile(weights, l->k, x, rows, OUTPUTS, 4, out, ahead, lines);
-        else if (outputs == OUTPUTS && few == 3)
-            tile(weights, l->k, x, rows, OUTPUTS, 3, out, ahead, lines);
-        else if (outputs == OUTPUTS && few == 2)
-            tile(weights, l->k, x, rows, OUTPUTS, 2, out, ahead, lines);
-        else tile(weights, l->k, x, rows, outputs, few, out, ahead, lines);
+                out[a * ROWS] = alone(weights + a * l->k, inputs, steps,
+                                      work.lines ? work.ahead + 2 * a * l->k : NULL);
+        else if (outputs == OUTPUTS && few == 4) any_tile(&work, OUTPUTS, 4, out);
+        else if (outputs == OUTPUTS && few == 3) any_tile(&work, OUTPUTS, 3, out);
+        else if (outputs == OUTPUTS && few == 2) any_tile(&work, OUTPUTS, 2, out);
+        else any_tile(&work, outputs, few, out);
         for (int a = 0; a < outputs; a++)
             for (int b = 0; b < few; b++) {
                 float sum = out[a * ROWS + b];
