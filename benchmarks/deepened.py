@@ -28,11 +28,14 @@ def make(
     model: Annotated[str, typer.Option(help="As for swift-sd.")] = DEFAULT_MODEL,
     extra_layers: Annotated[int, typer.Option(min=1, help="Layers to plant.")] = 30,
     seed: Annotated[int, typer.Option(help="Of their places.")] = 0,
+    scale: Annotated[float, typer.Option(help="Of what they contribute.")] = 1e-4,
 ) -> None:
     """Save MODEL with layers planted at random places, in its own dtype."""
     original, tokenizer = load(model)
     # Planted in float32: in 16 bits rounding alone moves the logits of so many layers.
-    deepened, planted = planted_model(original.float(), extra_layers=extra_layers, seed=seed)
+    deepened, planted = planted_model(
+        original.float(), extra_layers=extra_layers, seed=seed, scale=scale
+    )
     deepened.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / PLANTED).write_text(json.dumps(sorted(planted)) + "\n")

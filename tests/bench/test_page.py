@@ -85,6 +85,25 @@ def test_warnings_stand_on_the_page(results):
     assert "drifted by 20%" in render(results)
 
 
+def test_the_note_stands_on_the_page(results):
+    assert "<strong>Note.</strong>" not in render(results)
+    results["settings"]["note"] = "the checkpoint was dequantised"
+    assert "<strong>Note.</strong> the checkpoint was dequantised" in render(results)
+
+
+def test_what_drafts_read_is_told(results):
+    assert "What drafts of the model read" not in render(results)
+    view = {"bits": 4, "relative_error": 0.186, "bytes": 262 * 2**20, "seconds": 2.84}
+    for record in results["records"]:
+        if record["method"] == "swift":
+            record["draft_view"] = view
+    page = render(results)
+    assert "copies in 4 bits, made in 2.8 s, 262 MiB" in page
+    assert "relative error of the logits 18.6%" in page
+    view["bits"] = 16
+    assert "the model&#39;s own weights" in render(results)
+
+
 def test_names_are_escaped(results):
     results["settings"]["model"] = "<b>model</b>"
     page = render(results)

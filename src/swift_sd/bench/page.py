@@ -61,6 +61,7 @@ def render(results: dict[str, Any]) -> str:
         groups=groups_of(results["summary"]),
         about={name: METHODS[name].about for name in results["summary"] if name in METHODS},
         plots=_plots(results),
+        note=settings.get("note"),
         warnings=results.get("warnings", []),
         views=_draft_views(results),
         facts=_facts(results),

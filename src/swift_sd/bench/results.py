@@ -105,8 +105,6 @@ def _left_out(journal: Journal) -> list[Entry]:
 def _warnings(results: dict[str, Any]) -> list[str]:
     """What a reader of the figures must know, in sentences."""
     said = []
-    if results["settings"].get("note"):
-        said.append(results["settings"]["note"])
     if not results["complete"]:
         said.append("The run is not complete: only what was timed so far is here.")
     if results["drift"] is not None and results["drift"] > DRIFT:

@@ -75,6 +75,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
             "In brackets: questions whose token ids are hf's in every turn, of all questions.",
             style="dim",
         )
+    if results["settings"].get("note"):
+        console.print(f"Note: {results['settings']['note']}", markup=False)
     for warning in results.get("warnings", []):
         console.print(f"Warning: {warning}", style="yellow", markup=False)
 

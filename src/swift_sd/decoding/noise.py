@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from swift_sd.decoding.randomness import get_state, set_state
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,21 @@ class Noise:
 
     def ahead(self, places: int, like: Tensor) -> Tensor:
         """The numbers of the token `places` behind the next one; shape and device of `like`."""
-        now = _state(like.device)
+        now = get_state(like.device)
         if self._draws and not torch.equal(self._draws[0].before, now):
             self._draws.clear()  # somebody else has used the generator since
         while len(self._draws) <= places:
             before = self._draws[-1].after if self._draws else now
-            _set_state(before, like.device)
+            set_state(before, like.device)
             numbers = torch.empty_like(like).exponential_(1)
-            self._draws.append(_Draw(before, numbers, _state(like.device)))
-            _set_state(now, like.device)
+            self._draws.append(_Draw(before, numbers, get_state(like.device)))
+            set_state(now, like.device)
         return self._draws[places].numbers
 
     def take(self, like: Tensor) -> Tensor:
         """The numbers of the next token, which are used up now."""
         numbers = self.ahead(0, like)
-        _set_state(self._draws.popleft().after, like.device)
+        set_state(self._draws.popleft().after, like.device)
         return numbers
 
 
@@ -65,19 +66,3 @@ def wins(chance: float, number: float) -> float:
     time of rate 1 - chance.
     """
     return math.exp(-(1 - chance) * number / chance) if chance > 0 else 0.0
-
-
-def _state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    module: Any = torch.get_device_module(device)
-    state: Tensor = module.get_rng_state(device)
-    return state
-
-
-def _set_state(state: Tensor, device: torch.device) -> None:
-    if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        module: Any = torch.get_device_module(device)
-        module.set_rng_state(state, device)

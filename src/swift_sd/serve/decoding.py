@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swift_sd.decoding.randomness import get_state, set_state
 from swift_sd.decoding.trace import Step
 from swift_sd.swift import Swift
 
@@ -40,9 +41,9 @@ class Decoding:
         """Do one step; None if the response is complete."""
         if self._randomness is None:
             return next(self._steps, None)
-        _set_state(self._device, self._randomness)
+        set_state(self._randomness, self._device)
         step = next(self._steps, None)
-        self._randomness = _state(self._device)
+        self._randomness = get_state(self._device)
         return step
 
     def close(self) -> None:
@@ -59,7 +60,7 @@ def _seeded(device: torch.device, seed: int) -> Tensor:
     """The state that `torch.manual_seed(seed)` leads to, without staying in it."""
     with _kept(device):
         torch.manual_seed(seed)
-        return _state(device)
+        return get_state(device)
 
 
 @contextmanager
@@ -67,19 +68,3 @@ def _kept(device: torch.device) -> Generator[None]:
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
         yield
-
-
-def _state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    module: Any = torch.get_device_module(device)
-    state: Tensor = module.get_rng_state(device)
-    return state
-
-
-def _set_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        module: Any = torch.get_device_module(device)
-        module.set_rng_state(state, device)
