@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,7 +46,9 @@ class ExactTarget:
         self._forms: Forms | None = None
         self.is_compiled = False
         config = model.config.get_text_config(decoder=True)
-        if exact != "off" and config._attn_implementation == "sdpa":
+        # A single row is exact as it is: there is only speed to be gained, by compiled code.
+        may_gain = several_rows or (model.device.type == "cpu" and model.dtype == torch.bfloat16)
+        if may_gain and exact != "off" and config._attn_implementation == "sdpa":
             self._find(exact)
         self.is_exact = self._forms is not None
 
