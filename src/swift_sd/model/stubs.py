@@ -35,19 +35,25 @@ def shared_copy_along(
     return shared_copy(module, children)
 
 
-def replaced(module: nn.Module, new: Mapping[str, nn.Module], path: str = "") -> nn.Module:
+def replaced(module: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of `module` in which the submodules named in `new` are replaced, at any depth.
 
     What is new for a module itself is the copy to go on with.
     """
-    inside = path + "." if path else ""
-    children = {
-        name: replaced(child, new, inside + name)
-        for name, child in module.named_children()
-        if any(key == inside + name or key.startswith(f"{inside}{name}.") for key in new)
-    }
-    start = new.get(path, module)
-    return shared_copy(start, children) if children else start
+    parts = [name.split(".") for name in new]
+    leading = {".".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
+
+    def copied(module: nn.Module, path: str) -> nn.Module:
+        inside = path + "." if path else ""
+        children = {
+            name: copied(child, inside + name)
+            for name, child in module.named_children()
+            if inside + name in leading
+        }
+        start = new.get(path, module)
+        return shared_copy(start, children) if children else start
+
+    return copied(module, "")
 
 
 class PassThrough(nn.Module):
