@@ -19,6 +19,12 @@ from swift_sd.native.compiler import NoKernelsError
 CHUNK = 64  # what every width must be a multiple of: see native/draft.h and rows.h
 
 
+# Names of the fields that the structures of draft.h and target.c have in common, in their order.
+SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner")
+NORMS = ("attention_norm", "mlp_norm", "query_norm", "key_norm")
+MATRICES = ("queries", "keys", "values", "attention_out", "gate", "up", "down")
+
+
 class CacheRows(ctypes.Structure):
     """Mirror of `Rows` in native/cache_rows.h."""
 

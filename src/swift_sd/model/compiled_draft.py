@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swift_sd.model.common_layout import CHUNK, CommonLayout, cache_rows, linears_of, norms_of
+from swift_sd.model.common_layout import (
+    CHUNK,
+    MATRICES,
+    NORMS,
+    SIZES,
+    CommonLayout,
+    cache_rows,
+    linears_of,
+    norms_of,
+)
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.shortlist import Shortlist
@@ -32,17 +41,14 @@ class _Matrix(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, Pointer) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
-        *(
-            (name, _Matrix)
-            for name in ("queries", "keys", "values", "attention_out", "gate", "up", "down")
-        ),
+        *((name, Pointer) for name in NORMS),
+        *((name, _Matrix) for name in MATRICES),
     )
 
 
 class _Draft(ctypes.Structure):
     _fields_ = (
-        *((name, Whole) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner")),
+        *((name, Whole) for name in SIZES),
         ("epsilon", ctypes.c_float),
         ("cache_is_float", ctypes.c_int32),
         ("layer", ctypes.POINTER(_Layer)),

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swift_sd.model.common_layout import CommonLayout, cache_rows, linears_of, norms_of
+from swift_sd.model.common_layout import (
+    MATRICES,
+    NORMS,
+    SIZES,
+    CommonLayout,
+    cache_rows,
+    linears_of,
+    norms_of,
+)
 from swift_sd.model.compiled_attention import RowPaths
 from swift_sd.model.compiled_rows import can_be_compiled, is_watched
 from swift_sd.model.kv_cache import KVCache
@@ -26,17 +34,14 @@ class _Linear(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, Pointer) for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm")),
-        *(
-            (name, _Linear)
-            for name in ("queries", "keys", "values", "attention_out", "gate", "up", "down")
-        ),
+        *((name, Pointer) for name in NORMS),
+        *((name, _Linear) for name in MATRICES),
     )
 
 
 class _Target(ctypes.Structure):
     _fields_ = (
-        *((name, Whole) for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner")),
+        *((name, Whole) for name in SIZES),
         ("epsilon", ctypes.c_float),
         ("scale", ctypes.c_float),
         ("layer", ctypes.POINTER(_Layer)),
