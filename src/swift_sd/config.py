@@ -33,8 +33,9 @@ class SwiftConfig:
             meanwhile, rather than in a small share of the time.
         draft_bits: 4 or 8 let the draft read copies of the weights, rounded to so many bits and
             made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
-            where there is no kernel for it, and with 16, it reads the model's own. "auto" takes 4,
-            or 8 for a model of less than 300 million parameters, which suffers more from rounding.
+            where there is no kernel for it, and with 16, it reads the model's own. "auto" takes
+            what `swift-sd search` has found on this machine, if the profile says; else 4, or 8 for
+            a model of less than 300 million parameters, which suffers more from rounding.
         drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
             the target nearly said before, "model" drafts with the model itself. Without "model"
             nothing is copied, rounded or searched for.
@@ -123,6 +124,13 @@ class SwiftConfig:
         others += [] if self.max_draft_tokens else ["max_draft_tokens=0"]
         if others:
             raise ConfigError(f"eager_search has no meaning with {', '.join(others)}: drop one")
+
+    @property
+    def searches(self) -> bool:
+        """Whether sublayers are searched for in our way, so that there is something to keep."""
+        given = (self.layer_set, self.skip_ratio, self.early_stop)
+        drafts = "model" in self.drafters and self.max_draft_tokens > 0
+        return drafts and all(value is None for value in given)
 
     @classmethod
     def paper(cls) -> SwiftConfig:

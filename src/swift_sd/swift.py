@@ -87,12 +87,17 @@ class Swift:
 
     @property
     def profile(self) -> Profile:
-        """What was learned so far, to be saved.
+        """What was learned so far, to be saved; one that is assigned takes its place.
 
         Raises:
             ConfigError: with these settings nothing is learned.
+            ProfileError: what is assigned is damaged, or for another model.
         """
         return self._experience.profile
+
+    @profile.setter
+    def profile(self, profile: Profile) -> None:
+        self._experience.take_over(profile)
 
     @property
     def search_state(self) -> str:
@@ -223,11 +228,7 @@ class Swift:
         )
 
     def costs(self, context: int = 64) -> Costs:
-        """What a step and each sublayer cost on this machine; measured at the first call (seconds).
-
-        Args:
-            context: positions in the cache while measuring.
-        """
+        """Seconds of a step and of each sublayer behind `context` positions; measured once."""
         if context not in self._costs:
             self._costs[context] = measure_costs(self.model, self.sublayers, context=context)
         return self._costs[context]
@@ -294,7 +295,5 @@ class Swift:
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise ConfigError(
-                "text needs a tokenizer; make the object with Swift(model, tokenizer)"
-            )
+            raise ConfigError("text needs a tokenizer; make one with Swift(model, tokenizer)")
         return self.tokenizer

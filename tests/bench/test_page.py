@@ -104,6 +104,14 @@ def test_what_drafts_read_is_told(results):
     assert "the model&#39;s own weights" in render(results)
 
 
+def test_what_is_done_once_for_a_model_is_told_apart(results):
+    assert "Not included" not in render(results)
+    for record in results["records"]:
+        record["set_up_seconds"] = 3.25 if record["method"] == "swift" else 0.001
+    page = " ".join(render(results).split())
+    assert "Not included is what is done once for a model: swift 3.2 s." in page
+
+
 def test_names_are_escaped(results):
     results["settings"]["model"] = "<b>model</b>"
     page = render(results)

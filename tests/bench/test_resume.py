@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from swift_sd.bench.journal import NAME, Journal
+from swift_sd.bench.journal import NAME, Journal, alone
 from swift_sd.bench.results import collect
 from swift_sd.errors import ConfigError
 
@@ -109,6 +109,16 @@ def test_another_machine_in_the_same_folder_is_refused(tmp_path, settings_of):
     Journal(tmp_path, settings_of().to_dict(), {"cpu": "a", "date": "2"})
     with pytest.raises(ConfigError, match="cpu is 'b' here and 'a' there"):
         Journal(tmp_path, settings_of().to_dict(), {"cpu": "b"})
+
+
+def test_two_processes_do_not_write_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    refused = pytest.raises(ConfigError, match="another process")
+    with alone(folder), refused, alone(folder):
+        pass
+    with alone(folder):
+        assert folder.is_dir()
+    assert not list(folder.iterdir())
 
 
 def test_a_line_damaged_in_the_middle_is_named(tmp_path, finished, settings_of):

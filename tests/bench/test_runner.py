@@ -197,6 +197,36 @@ def test_an_alternative_that_breaks_in_the_warm_up_is_skipped_and_said_to_be(
     assert "ZeroDivisionError" in runner.skipped["m"]
 
 
+def test_an_alternative_that_breaks_later_is_left_and_the_run_goes_on(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    breaking = scripted_method("m", log)
+    breaking.may_fail = True
+    whole = breaking.start
+
+    def start(self):
+        answer = whole(self)
+
+        def breaks(inputs, arguments):
+            if "ef" in self.subject.tokenizer.decode(inputs["input_ids"][0]):
+                raise IndexError("too long for it")
+            return answer(inputs, arguments)
+
+        return breaks
+
+    breaking.start = start
+    methods = {name: scripted_method(name, log) for name in ("hf", "n")} | {"m": breaking}
+    settings = settings_of(methods=("m", "n"))
+    runner, journal = runner_in(tmp_path, settings, methods=methods)
+    made = [record["method"] for record in runner.run()]
+    assert made.count("m") < made.count("n") == 4
+    assert runner.missing == 0
+    again, _ = runner_in(tmp_path, settings, methods=methods)
+    assert again.missing == 0
+    assert again.skipped == runner.skipped == {"m": "IndexError: too long for it"}
+    assert collect(journal, settings, complete=True, skipped=again.skipped)["summary"]["m"]
+
+
 def test_a_method_that_the_model_does_not_support_is_skipped(
     tmp_path, runner_in, settings_of, scripted_method, log
 ):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from swift_sd.cli import search as command
 from swift_sd.cli.layer_map import layer_map
+from swift_sd.cli.study import Study
 from swift_sd.model.layer_set import LayerSet
 
 WORDS = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"
@@ -39,8 +39,12 @@ def test_it_writes_a_profile_and_shows_what_it_found(search, swift_sd, model_fol
     assert "the search" in out
     assert f"{path} is written" in err
     profile = json.loads(path.read_text())
-    assert profile["study"]["done"] == 4
-    assert profile["learned"]["kinds"][0]["search"]["told"] > 0
+    assert profile["study"]["done"] == 8
+    both = profile["study"]["learned"]
+    assert [learned["kinds"][0]["search"]["told"] > 0 for learned in both.values()] == [True, True]
+    assert profile["learned"] == both[str(profile["bits"])]
+    assert "in 4 bits 1." in " ".join(out.split())
+    assert "in 8 bits 1." in " ".join(out.split())
     status, out, err = swift_sd(
         "generate", "-m", model_folder, "--profile", path, "-v", "-n", 20, f"w5 {WORDS}"
     )
@@ -50,7 +54,7 @@ def test_it_writes_a_profile_and_shows_what_it_found(search, swift_sd, model_fol
 
 
 def test_the_same_command_goes_on_where_ctrl_c_stopped_it(search, monkeypatch):
-    answered, answer = [], command.Study._answer
+    answered, answer = [], Study._answer
 
     def interrupted(self, text):
         answered.append(text)
@@ -58,30 +62,42 @@ def test_the_same_command_goes_on_where_ctrl_c_stopped_it(search, monkeypatch):
             raise KeyboardInterrupt
         answer(self, text)
 
-    monkeypatch.setattr(command.Study, "_answer", interrupted)
+    monkeypatch.setattr(Study, "_answer", interrupted)
     status, out, err, path = search()
     assert status == 130
     assert "interrupted; the same command goes on" in err
     assert "attention" in out
-    assert json.loads(path.read_text())["study"]["done"] == 2
+    profile = json.loads(path.read_text())
+    assert profile["study"]["done"] == 2
+    assert profile["bits"] is None  # before both were tried
     status, _, err, path = search()
     assert status == 0
-    assert "2 prompts are done already: 2 to go" in err
-    assert json.loads(path.read_text())["study"]["done"] == 4
-    assert [text.split()[0] for text in answered] == ["w20", "w21", "w22", "w22", "w23"]
+    assert "2 answers are there already: 6 to go" in err
+    assert json.loads(path.read_text())["study"]["done"] == 8
+    rest = ["w22", "w23", "w20", "w21", "w22", "w23"]
+    assert [text.split()[0] for text in answered] == ["w20", "w21", "w22", *rest]
+    status, _, err, path = search()
+    assert status == 0
+    assert "8 answers are there already: all of them" in err
+
+
+def told_in(path):
+    """Candidates scored with each precision."""
+    both = json.loads(path.read_text())["study"]["learned"]
+    return [learned["kinds"][-1]["search"]["told"] for learned in both.values()]
 
 
 def test_other_prompts_start_from_what_is_known(search, tmp_path):
     path = search()[-1]
-    told = json.loads(path.read_text())["learned"]["kinds"][-1]["search"]["told"]
+    told = told_in(path)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question_id": 1, "group": "a", "turns": [WORDS, "w3"]}))
     status, _, err, path = search(prompts=other)
     assert status == 0
     assert "done already" not in err
     profile = json.loads(path.read_text())
-    assert profile["study"]["done"] == 1
-    assert profile["learned"]["kinds"][-1]["search"]["told"] >= told
+    assert profile["study"]["done"] == 2
+    assert all(now >= before for now, before in zip(told_in(path), told, strict=True))
 
 
 def test_what_cannot_be_done_is_refused(search, refused, tmp_path):
@@ -105,7 +121,7 @@ def test_generate_keeps_what_it_learned_unless_told_not_to(swift_sd, model_folde
         assert not (own_cache / "profiles").exists()
     assert swift_sd(*ask)[0] == 0
     for file in (own_cache / "profiles").glob("*"):
-        assert json.loads(file.read_text())["version"] == 1
+        assert json.loads(file.read_text())["version"] == 2
 
 
 def test_the_map_marks_every_sublayer():

@@ -10,7 +10,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from swift_sd import Swift, SwiftConfig
 from swift_sd.serve.limits import Limits
+from swift_sd.testing.planted import planted_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -127,17 +129,31 @@ def test_escape_stops_an_answer(page, server):
     assert page.complaints() == []
 
 
-def test_the_map_changes_with_the_layer_set(driver, serving, drafting_swift):
-    with serving({"tiny": drafting_swift("unified")}, Limits()) as server:
+def test_the_map_changes_as_the_search_moves(driver, serving, byte_model, bytes_tokenizer):
+    model, _ = planted_model(byte_model, extra_layers=6)
+    swift = Swift(model, bytes_tokenizer, SwiftConfig(eager_search=True, draft_bits=16))
+    with serving({"tiny": swift}, Limits()) as server:
         page = Page(driver, server.url)
-        page.say("Hello there")
-        page.answer()
-        page.wait(lambda: page.skipped() == 2)
-        server.engine.models["tiny"].swift = drafting_swift("every")
-        page.say("And again")
-        page.wait(lambda: page.skipped() == 4)
+        page.wait(lambda: len(page.all("#map i")) == 2 * 10)
+        assert page.skipped() == 0
+        page.say("Hello there", 200)
+        page.wait(lambda: page.skipped() > 0)
         assert page.all("#map i.changed")
+        page.answer()
+        page.wait(lambda: page.skipped() == len(swift.layer_set.attention | swift.layer_set.mlp))
         assert page.complaints() == []
+
+
+def test_a_new_conversation_may_begin_during_an_answer(page, plain):
+    page.say("Hello there", 200)
+    page.wait(lambda: page.all(".running .token"))
+    if not page.one("#instruments").is_displayed():
+        page.one("#inside").click()
+    page.one("#reset").click()
+    page.one("#inside").click()
+    page.say("Something else")
+    assert page.answer() == plain([{"role": "user", "content": "Something else"}], 40)
+    assert page.complaints() == []
 
 
 def test_a_key_is_asked_for(driver, serving, drafting_swift):

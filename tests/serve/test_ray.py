@@ -1,6 +1,7 @@
 """Two replicas on Ray Serve, one of which is killed while it answers."""
 
 import concurrent.futures
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,10 @@ import urllib.request
 import openai
 import psutil
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from swift_sd import Swift, SwiftConfig
+from swift_sd.testing.planted import planted_model
 
 pytestmark = pytest.mark.cluster
 
@@ -63,6 +68,13 @@ class Cluster:
         except OSError:
             return False
 
+    def skipped(self) -> dict:
+        """The layer set of a replica."""
+        url = f"http://127.0.0.1:{self.port}/status"
+        with urllib.request.urlopen(url, timeout=30) as told:
+            state = json.load(told)["models"]["tiny"]
+        return {key: state[key] for key in ("depth", "attention", "mlp")}
+
     def replicas(self) -> set[int]:
         """Processes that hold the model."""
         children = psutil.Process(self._process.pid).children(recursive=True)
@@ -80,6 +92,15 @@ class Cluster:
             child.kill()
 
 
+def alone(folder) -> str:
+    """What transformers says."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(QUESTION["prompt"], return_tensors="pt", return_token_type_ids=False)
+    out = model.generate(**inputs, max_new_tokens=QUESTION["max_tokens"], do_sample=False)
+    return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 def _name(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
@@ -87,20 +108,37 @@ def _name(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.fixture(scope="module")
+def learned(byte_model, bytes_tokenizer, tmp_path_factory):
+    """A model with superfluous layers, and what was learned about them: two paths and a set."""
+    path = tmp_path_factory.mktemp("learned")
+    model, _ = planted_model(byte_model, extra_layers=6)
+    model.save_pretrained(path / "tiny")
+    bytes_tokenizer.save_pretrained(path / "tiny")
+    swift = Swift(model, bytes_tokenizer, SwiftConfig(eager_search=True))
+    for text in ("abc", "def", "ghi"):
+        swift.generate(**swift.encode(text), do_sample=False, max_new_tokens=60)
+    assert swift.layer_set.skip_ratio > 0
+    swift.profile.save(path / "profile.json")
+    return path / "tiny", path / "profile.json", swift.layer_set
+
+
 @pytest.fixture
-def cluster(folder, tmp_path):
+def cluster(learned, tmp_path):
+    folder, profile, _ = learned
     with (tmp_path / "log").open("w") as log:
-        made = Cluster(folder, log, "--replicas", "2")
+        made = Cluster(folder, log, "--replicas", "2", "--profile", str(profile))
         try:
             yield made
         finally:
             made.stop()
 
 
-def test_a_killed_replica_comes_back_and_no_answer_is_lost(cluster, plain):
+def test_a_killed_replica_comes_back_and_nothing_is_lost(cluster, learned):
     assert until(cluster.is_up, 300)
     assert until(lambda: len(cluster.replicas()) == 2, 60)
-    expected = plain(QUESTION["prompt"], QUESTION["max_tokens"])
+    assert cluster.skipped() == learned[-1].to_dict()
+    expected = alone(learned[0])
     with cluster.client() as client, concurrent.futures.ThreadPoolExecutor(4) as pool:
         ask = lambda _: client.completions.create(**QUESTION).choices[0].text  # noqa: E731
         first = list(pool.map(ask, range(10)))
@@ -110,4 +148,7 @@ def test_a_killed_replica_comes_back_and_no_answer_is_lost(cluster, plain):
         during = [future.result(timeout=300) for future in under_way]
         assert until(lambda: len(cluster.replicas() - {killed}) == 2, 300)
         later = list(pool.map(ask, range(20)))
+        # The answer may come from either replica: both go on with what was learned.
+        skipped = [cluster.skipped() for _ in range(10)]
     assert {*first, *during, *later} == {expected}
+    assert all(found["attention"] or found["mlp"] for found in skipped)

@@ -11,9 +11,11 @@ import time
 import openai
 import psutil
 import pytest
+from pydantic import ValidationError
 
 from swift_sd.serve.engine import Load
 from swift_sd.serve.limits import Limits
+from swift_sd.serve.requests import Chat, Complete
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
@@ -58,6 +60,22 @@ def test_nonsense_is_refused(server, path, body):
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
     assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [0] * 5000},
+        {"messages": [{"role": "user", "content": [0] * 5000}]},
+        {"prompt": [-1] * 5000},
+        {"prompt": [[-1] * 5000]},
+        {"prompt": "a", "metadata": {str(n): n for n in range(5000)}, "stop": [0] * 5000},
+    ],
+)
+def test_a_million_wrong_elements_are_one_error(body):
+    with pytest.raises(ValidationError) as refused:
+        (Chat if "messages" in body else Complete).model_validate({"model": "tiny", **body})
+    assert refused.value.error_count() < 40
 
 
 @pytest.mark.parametrize("content", ['"\\ud800"', "1e999", '{"a": 1}', '[{"type": "image_url"}]'])

@@ -1,5 +1,9 @@
+from contextlib import ExitStack
+
 import pytest
 
+from swift_sd.serve.failures import ApiError
+from swift_sd.serve.gate import Gate
 from swift_sd.serve.jobs import Job
 from swift_sd.serve.waiting import Waiting
 
@@ -52,3 +56,19 @@ def test_a_job_that_left_is_not_served():
     assert len(waiting) == 0
     with pytest.raises(IndexError):
         waiting.take()
+
+
+def test_a_client_cannot_take_all_places():
+    gate = Gate(2)
+    with ExitStack() as inside:
+        for _ in range(2):
+            inside.enter_context(gate.passed("many"))
+        with pytest.raises(ApiError) as refused, gate.passed("many"):
+            pass
+        assert refused.value.status == 429
+        for other in ("one", "two"):
+            inside.enter_context(gate.passed(other))
+        with pytest.raises(ApiError), gate.passed("three"):
+            pass
+    with gate.passed("many"), gate.passed("many"):
+        pass

@@ -144,6 +144,17 @@ def test_harms_are_learned_from_exact_scores_of_single_sublayers():
     assert (harms.draws >= 0).all()
 
 
+def test_the_harm_of_rounding_is_told_from_those_of_sublayers():
+    sets = np.concatenate([np.zeros((1, 4)), np.eye(4)])
+    true = np.array([0.0, 0.7, 0.1, 0.3])
+    harms = Harms(2, np.random.default_rng(1), rounded=True)
+    trials = np.full(5, 5000.0)
+    harms.learn(sets, trials * np.exp(-sets @ true - 0.2), trials, anew=True)
+    assert harms.draws.mean(axis=0) == pytest.approx(true, abs=0.1)
+    assert harms.rounding.mean() == pytest.approx(0.2, abs=0.05)
+    assert harms.acceptance(sets[:1])[0] == pytest.approx(np.exp(-0.2), abs=0.05)
+
+
 def test_a_set_scored_often_is_believed_more_than_the_sum_of_its_harms():
     sets = np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1.0, 0, 0]])
     trials = np.full(3, 5000.0)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,39 @@ def test_another_machine_keeps_the_sets_and_measures_costs_anew(model, learned, 
     assert len(search_of(swift.profile)["scores"]) >= len(search_of(learned)["scores"])
 
 
+def bits_of(swift):
+    return swift._experience._draft_bits()
+
+
+def test_a_precision_that_was_found_here_is_used(model, learned, tmp_path):
+    found = replace(learned, bits=4)
+    found.save(tmp_path / "x.json")
+    swift = Swift(model, profile=tmp_path / "x.json")
+    assert bits_of(Swift(model, profile=learned)) == 8
+    assert bits_of(swift) == 4
+    assert swift.profile.bits == 4  # and handed on
+    assert bits_of(Swift(model, config=SwiftConfig(draft_bits=8), profile=found)) == 8
+    elsewhere = replace(found, machine={**found.machine, "threads": 999})
+    assert bits_of(Swift(model, profile=elsewhere)) == 8
+
+
+def test_a_precision_that_does_not_exist_is_damage(learned, tmp_path):
+    replace(learned, bits=5).save(tmp_path / "x.json")
+    with pytest.raises(ProfileError, match="5 bits"):
+        Profile.load(tmp_path / "x.json")
+
+
+def test_the_gain_is_that_of_the_prompts(learned):
+    kind = learned.learned["kinds"][0]
+    kinds = [
+        {**kind, "prompts": 3, "search": {**kind["search"], "gain": 2.0}},
+        {**kind, "prompts": 1, "search": None},
+    ]
+    assert replace(learned, learned={**learned.learned, "kinds": kinds}).gain == 1.75
+    assert replace(learned, learned={**learned.learned, "kinds": []}).gain == 1.0
+    assert learned.gain == kind["search"]["gain"] >= 1
+
+
 def test_another_model_is_refused_and_the_difference_named(learned):
     with pytest.raises(ProfileError, match="another model: its depth is 10, here it is 5"):
         Swift(tiny_model("llama"), profile=learned)
@@ -86,7 +120,7 @@ def test_the_same_weights_in_bfloat16_are_the_same_model(model, learned):
     learned.check_model(copy.deepcopy(model).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 1}', "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"version": 2}', "[" * 100_000, "\x00"])
 def test_a_damaged_file_is_refused_by_name(model, tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ProfileError, match=r"x\.json"):
@@ -97,9 +131,9 @@ def test_a_missing_file_and_one_of_a_later_version_are_refused(model, learned, t
     with pytest.raises(ProfileError, match="cannot read"):
         Swift(model, profile=tmp_path / "absent.json")
     learned.save(tmp_path / "x.json")
-    data = json.loads((tmp_path / "x.json").read_text()) | {"version": 2}
+    data = json.loads((tmp_path / "x.json").read_text()) | {"version": 3}
     (tmp_path / "x.json").write_text(json.dumps(data))
-    with pytest.raises(ProfileError, match="version 2"):
+    with pytest.raises(ProfileError, match="version 3"):
         Profile.load(tmp_path / "x.json")
 
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from swift_sd.model.kv_cache import generate_cache_name
+from swift_sd import LayerSet
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.kv_cache import KVCache, generate_cache_name
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import FAMILIES, RECURRENT_FAMILIES, SPECIAL_FAMILIES, tiny_model
 from swift_sd.testing.planted import planted_model
+from swift_sd.testing.switched import switched_model
 
 CACHE = generate_cache_name()
 
@@ -136,3 +140,23 @@ def test_planting_needs_a_layer_to_plant_and_a_place_for_it() -> None:
         planted_model(tiny_model("llama"), extra_layers=0)
     with pytest.raises(ValueError, match="two layers"):
         planted_model(tiny_model("llama", layers=1), extra_layers=1)
+
+
+def test_a_switched_model_needs_other_layers_for_each_kind_of_text() -> None:
+    model, tokens, needed = switched_model(kinds=3, layers_per_kind=4)
+    every = frozenset().union(*needed)
+    sublayers, depth = find_sublayers(model), model.config.num_hidden_layers
+    assert len(every) == 3 * 4
+
+    def logits(ids: torch.Tensor, layer_set: LayerSet) -> torch.Tensor:
+        return DraftView(model, sublayers, layer_set).forward(ids, KVCache([None] * depth))
+
+    for kind in range(3):
+        ids = torch.arange(tokens[kind].start, tokens[kind].stop)[None]
+        whole = logits(ids, LayerSet.none(depth))
+        others = logits(ids, LayerSet(depth, every, every - needed[kind]))
+        assert torch.allclose(whole, others, atol=1e-4)
+        spoiled = logits(ids, LayerSet(depth, every, every))
+        assert (whole.argmax(-1) != spoiled.argmax(-1)).float().mean() > 0.3
+        out = model.generate(ids[:, :8], max_new_tokens=32, do_sample=False, eos_token_id=None)
+        assert all(token in tokens[kind] for token in out[0].tolist())

@@ -38,7 +38,7 @@ LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
 SHARE = 0.02  # of all time, what the search may take as long as no gain is in sight,
 MOST = 0.1  # and while one is
-FIRST = 3.0  # plain steps that measuring costs and influence is expected to take
+FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
 DIFFERENT = 0.1  # of all sublayers
 WORTH = 1.1  # times the speed of the set in use that must be hoped for: a gain is in sight
 
@@ -57,9 +57,11 @@ class Adaptation:
         sublayers: what `find_sublayers(model)` found.
         pace: what rounds cost.
         max_draft: longest draft.
-        forget: called when drafts have become so different that what is known of them is void.
+        forget: called when drafts have become so different, or are so differently accepted, that
+            what is known of them is void.
         reading: gives what reads prompts as the model does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
+        rounded: whether drafts read rounded weights.
     """
 
     def __init__(
@@ -72,11 +74,12 @@ class Adaptation:
         reading: Callable[[], nn.Module],
         *,
         eager: bool = False,
+        rounded: bool = False,
     ) -> None:
         self._model, self._sublayers = model, sublayers
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
-        self._eager = eager
+        self._eager, self._rounded = eager, rounded
         self._elapsed = self._spent = 0.0
         self._latest: float | None = None  # seconds that the latest look took
         self._costs: Costs | None = None
@@ -111,6 +114,7 @@ class Adaptation:
 
     def follow(self, kind: Kind, vector: Array, distance: float) -> Kind:
         """The kind to go on with after such a change; it is searched from what is known."""
+        self._forget()
         with self._searching:
             new = self.kinds.split(kind, vector, distance)
             if new is kind and kind.search is not None:
@@ -142,7 +146,9 @@ class Adaptation:
             }
 
     def restore(self, data: Any, *, same_machine: bool) -> None:
-        """Go on from what `to_dict` wrote; costs of another machine are measured anew.
+        """Go on from what `to_dict` wrote instead of what is known.
+
+        Costs of another machine are measured anew.
 
         Raises:
             LayerSetError: the data is damaged, or for a model of another depth.
@@ -158,10 +164,13 @@ class Adaptation:
                     raise ValueError(f"influence of {len(influence)} sublayers")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"what was learned is damaged: {error}") from None
+        restored = Kinds()
         for kind in kinds:
-            self.kinds.add(kind)
-        self._influence = influence
-        self._costs = costs if same_machine else None
+            restored.add(kind)
+        with self._searching:
+            self.kinds = restored
+            self._influence = influence
+            self._costs = costs if same_machine else None
 
     def _use(self, kind: Kind, view: AnyDraft) -> None:
         before, best = view.layer_set, kind.best
@@ -210,10 +219,14 @@ class Adaptation:
         def verify(rows: int) -> float:
             return self._pace.verify(rows) or basis.costs.step
 
-        most, hints = self._max_draft, basis.influence
+        given: Any = {
+            "max_draft": self._max_draft,
+            "hints": basis.influence,
+            "rounded": self._rounded,
+        }
         if kind.saved is None:
-            return RateSearch(basis.costs, verify, max_draft=most, hints=hints)
-        return RateSearch.from_dict(kind.saved, basis.costs, verify, max_draft=most, hints=hints)
+            return RateSearch(basis.costs, verify, **given)
+        return RateSearch.from_dict(kind.saved, basis.costs, verify, **given)
 
 
 class Adapting:

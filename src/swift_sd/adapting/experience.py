@@ -67,6 +67,7 @@ class Experience:
         # Forwards over a few tokens, once: so that no response has to wait for them.
         self._reads_trees = self._can_read_trees()
         drafts = config.max_draft_tokens > 0
+        self._keeper = self._made_keeper(profile)
         self._exact = ExactTarget(model, sublayers, config.exact, several_rows=drafts)
         self.draft_weights = DraftWeights(
             model, sublayers, self._draft_bits(), has_short_head=config.short_head
@@ -82,7 +83,6 @@ class Experience:
         self.ledger = Ledger(self.pace, self.purse, TRUST)
         self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
         self._adaptation = self._made_adaptation()
-        self._keeper = self._made_keeper(profile)
 
     def target(self, adapter: Adapter | None = None) -> Target:
         """The model as it is now, to read prompts (looked at by the adapter) and verify drafts."""
@@ -92,9 +92,16 @@ class Experience:
     @property
     def profile(self) -> Profile:
         """What was learned; raises `ConfigError` where nothing is."""
+        return self._learning().profile
+
+    def take_over(self, profile: Profile) -> None:
+        """See `Keeper`; raises `ConfigError` where nothing is learned."""
+        self._learning().take_over(profile)
+
+    def _learning(self) -> Keeper:
         if self._keeper is None:
-            raise ConfigError("with these settings nothing is learned that could be saved")
-        return self._keeper.profile
+            raise ConfigError("with these settings nothing is learned that could be kept")
+        return self._keeper
 
     @property
     def words(self) -> str | None:
@@ -166,6 +173,8 @@ class Experience:
             return 16
         if config.draft_bits != "auto":
             return int(config.draft_bits)
+        if self._keeper is not None and self._keeper.bits is not None:
+            return self._keeper.bits
         # A small model suffers more from rounding, and saves less: its drafts are not all reading.
         return 8 if self._model.num_parameters() < SMALL else 4
 
@@ -189,16 +198,12 @@ class Experience:
         self.ledger.forget()
 
     def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
-        config, depth = self._config, self._sublayers.depth
-        if not config.max_draft_tokens or config.layer_set is not None:
+        config = self._config
+        if config.skip_ratio is not None and config.max_draft_tokens:
+            return PaperAdaptation(PaperSearch(self._sublayers.depth, config.skip_ratio))
+        if self._keeper is None:
             return None
-        if MODEL not in config.drafters:
-            return None
-        if config.skip_ratio is not None:
-            return PaperAdaptation(PaperSearch(depth, config.skip_ratio))
-        if config.early_stop is not None:
-            return None
-        return Adaptation(
+        adaptation = Adaptation(
             self._model,
             self._sublayers,
             self.pace,
@@ -206,11 +211,14 @@ class Experience:
             self._forget,
             self._exact.reading_model,
             eager=config.eager_search,
+            rounded=self.draft_weights.bits < 16,
         )
+        self._keeper.teach(adaptation)
+        return adaptation
 
     def _made_keeper(self, profile: Profile | str | Path | None) -> Keeper | None:
-        if isinstance(self._adaptation, Adaptation):
-            return Keeper(self._model, self._adaptation, profile)
+        if self._config.searches:
+            return Keeper(self._model, profile)
         if profile is not None and profile != AUTO:
             raise ConfigError(
                 "with these settings nothing is learned, so a profile has no place: leave it out, "

@@ -162,18 +162,21 @@ class Rates:
         counts = np.arange(harms.shape[-1] + 1)[:, None]
         return np.asarray(rank[..., None, :] < counts, dtype=np.float64)
 
-    def regret(self, layer_set: Array, draws: Array) -> float:
+    def regret(self, layer_set: Array, draws: Array, always: Array) -> float:
         """What knowing the harms would win over `layer_set`, as a share of its rate, on average.
 
         Args:
             layer_set: `[sublayers]`.
             draws: of the harms, `[n, sublayers]`.
+            always: of the harm that comes with any set, `[n]`.
         """
         order = np.argsort(draws / np.maximum(self.saved, 1e-12), axis=-1, kind="stable")
         # Along each order all beginnings at once: the same as `of(beginnings(draws), …)`.
-        harm = np.take_along_axis(draws, order, axis=-1).cumsum(axis=-1)
-        steps = np.maximum(self._step - self.saved[order].cumsum(axis=-1), self._least)
+        ordered = np.take_along_axis(draws, order, axis=-1)
+        harm = np.concatenate([always[:, None], ordered], axis=-1).cumsum(axis=-1)
+        saved = np.pad(self.saved[order].cumsum(axis=-1), ((0, 0), (1, 0)))
+        steps = np.maximum(self._step - saved, self._least)
         rates = expected_rates(np.exp(-harm), steps, self._verify)
         best = rates.max(axis=-1, initial=self.plain)
-        now = self.of(np.tile(layer_set, (len(draws), 1)), np.exp(-draws @ layer_set))
+        now = self.of(np.tile(layer_set, (len(draws), 1)), np.exp(-draws @ layer_set - always))
         return float((best / now).mean()) - 1

@@ -15,7 +15,8 @@ from swift_sd.adapting.fingerprint import machine_fingerprint, model_fingerprint
 from swift_sd.cache_folder import cache_root
 from swift_sd.errors import ProfileError
 
-VERSION = 1
+VERSION = 2
+PRECISIONS = (4, 8, 16)  # bits
 
 
 @dataclass(frozen=True)
@@ -29,18 +30,34 @@ class Profile:
         machine: where costs were measured; on another machine they are measured anew, while layer
             sets and scores are kept.
         learned: what `Adaptation.to_dict` gives.
+        bits: of the weights that drafts should read there; None if that was not looked into.
         study: how far `swift-sd search` has come.
     """
 
     model: dict[str, Any]
     machine: dict[str, Any]
     learned: dict[str, Any]
+    bits: int | None = None
     study: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: PreTrainedModel, learned: dict[str, Any]) -> Profile:
         """What was learned, with the fingerprints of now."""
         return cls(model_fingerprint(model), machine_fingerprint(model), learned)
+
+    @property
+    def gain(self) -> float:
+        """Tokens per second to expect of drafts with the model ÷ those of plain decoding.
+
+        On average over the prompts, each with the best layer set of its kind; at least 1.
+        """
+        kinds = self.learned["kinds"]
+        prompts = sum(kind["prompts"] for kind in kinds)
+        total = sum(
+            kind["prompts"] * (kind["search"]["gain"] if kind["search"] is not None else 1.0)
+            for kind in kinds
+        )
+        return float(total / prompts) if prompts else 1.0
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise `ProfileError` if the profile is for another model, saying what differs."""
@@ -96,7 +113,11 @@ class Profile:
                 f"the profile {path} has version {data.get('version')!r}, this swift-sd reads "
                 f"{VERSION}: make it anew"
             )
-        return cls(**{key: data[key] for key in parts}, study=_study(data.get("study")))
+        bits = data.get("bits")
+        if bits not in (None, *PRECISIONS):
+            raise ProfileError(f"the profile {path} is damaged: {bits!r} bits; delete it")
+        known = {key: data[key] for key in parts}
+        return cls(**known, bits=bits, study=_study(data.get("study")))
 
 
 def _study(data: Any) -> dict[str, Any]:

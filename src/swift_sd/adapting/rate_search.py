@@ -24,6 +24,7 @@ Seed = int | np.random.Generator
 FADE = 0.998  # weight of the scores before, with each score
 MEMORY = 400  # sets whose scores are kept
 RESUMED = 0.25  # the same when the stream has changed
+FORKED = 0.1  # and once more for another kind of input
 REVISIT = 0.1  # how often the set in use is asked for again,
 FLIP = 0.05  # or one that differs from it by a single sublayer,
 GROW = 0.7  # or one that skips as much as keeps the acceptance expected
@@ -64,6 +65,7 @@ class RateSearch:
         seed: of the candidates, or a generator to draw from.
         max_draft: longest chain.
         hints: how much each sublayer seems to matter before any score; see `Harms`.
+        rounded: whether drafts read rounded weights: they then err with nothing skipped, too.
 
     Attributes:
         best: the set to draft with.
@@ -80,11 +82,13 @@ class RateSearch:
         seed: Seed = 0,
         max_draft: int = 25,
         hints: Sequence[float] = (),
+        *,
+        rounded: bool = False,
     ) -> None:
-        self._depth = len(costs.attention)
+        self._depth, self._rounded = len(costs.attention), rounded
         self._rates = Rates(costs, verify, max_draft)
         self._random = np.random.default_rng(seed)
-        self._harms = Harms(max(self._depth - 2, 0), self._random, hints)
+        self._harms = Harms(max(self._depth - 2, 0), self._random, hints, rounded=rounded)
         self._scored: dict[LayerSet, _Score] = {}
         self.told = self.ignored = 0
         self.best = LayerSet.none(self._depth)
@@ -112,9 +116,11 @@ class RateSearch:
         return self.gain * (1 + self._regret)
 
     def fork(self) -> RateSearch:
-        """A search that goes on by itself from what is known."""
+        """A search of its own, for other texts: what is known here is not more than a hint there."""
         other = copy.deepcopy(self)
+        other._fade(FORKED)
         other.resume()
+        other._choose()
         return other
 
     def resume(self) -> None:
@@ -128,19 +134,22 @@ class RateSearch:
         if self._depth < 3:
             return self.best
         kind, current = self._random.random(), sublayer_bits(self.best)
-        if kind < REVISIT and current.any():
+        if kind < REVISIT and self._tells(self.best):
             return self.best
-        harms = self._harms.draws[self._random.integers(len(self._harms.draws))]
+        draw = self._random.integers(len(self._harms.draws))
+        harms, rounding = self._harms.draws[draw], self._harms.rounding[draw]
         if kind < REVISIT + FLIP:
             flipped = np.abs(current - np.eye(len(current)))
-            rates = self._rates.of(flipped, np.exp(-flipped @ harms))
+            rates = self._rates.of(flipped, np.exp(-flipped @ harms - rounding))
             rates[~flipped.any(axis=1)] = 0.0
             return layer_set_of(self._depth, flipped[rates.argmax()])
         sets = self._rates.beginnings(harms)[1:]
         if kind < REVISIT + FLIP + GROW:
-            count = int((self._harms.acceptance(sets) >= FLOOR).sum())
+            least = FLOOR * self._harms.acceptance(np.zeros_like(sets[:1]))
+            count = int((self._harms.acceptance(sets) >= least).sum())
             return layer_set_of(self._depth, sets[max(count - 1, 0)])
-        return layer_set_of(self._depth, sets[self._rates.of(sets, np.exp(-sets @ harms)).argmax()])
+        rates = self._rates.of(sets, np.exp(-sets @ harms - rounding))
+        return layer_set_of(self._depth, sets[rates.argmax()])
 
     def tell(self, layer_set: LayerSet, score: float, trials: int) -> None:
         """See `Search`."""
@@ -150,7 +159,7 @@ class RateSearch:
             return
         self.told += 1
         self._fade(FADE)
-        if layer_set.skip_ratio:
+        if self._tells(layer_set):
             before = self._scored.pop(layer_set, None) or _Score(sublayer_bits(layer_set), 0.0, 0.0)
             self._scored[layer_set] = before.plus(score * trials, trials)
         self._choose()
@@ -158,6 +167,10 @@ class RateSearch:
         self._stale += 1
         if self.gain > (1 + REGRET) * self._mark:
             self._stale, self._mark = 0, self.gain
+
+    def _tells(self, layer_set: LayerSet) -> bool:
+        """Whether its score is not known beforehand."""
+        return self._rounded or layer_set.skip_ratio > 0
 
     def _fade(self, weight: float) -> None:
         latest = list(self._scored.items())[-MEMORY:]
@@ -181,7 +194,8 @@ class RateSearch:
         rates = self._rates.of(sets, expected)
         self.best = layer_set_of(self._depth, sets[rates.argmax()])
         self._rate = float(rates.max())
-        self._regret = self._rates.regret(sublayer_bits(self.best), self._harms.draws)
+        harms = self._harms
+        self._regret = self._rates.regret(sublayer_bits(self.best), harms.draws, harms.rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form of what was learned; not of the costs, which are this machine's."""
@@ -191,6 +205,7 @@ class RateSearch:
         ]
         return {
             "best": self.best.to_dict(),
+            "gain": self.gain,
             "told": self.told,
             "finished": self.is_finished,
             "scores": scores,
@@ -205,6 +220,8 @@ class RateSearch:
         seed: Seed = 0,
         max_draft: int = 25,
         hints: Sequence[float] = (),
+        *,
+        rounded: bool = False,
     ) -> RateSearch:
         """A search that knows what `to_dict` wrote; `best` follows from the costs as they are now.
 
@@ -212,7 +229,7 @@ class RateSearch:
             ConfigError: see `RateSearch`.
             LayerSetError: the data is damaged, or for another number of layers.
         """
-        search = cls(costs, verify, seed, max_draft, hints)
+        search = cls(costs, verify, seed, max_draft, hints, rounded=rounded)
         search._scored, search.told, finished = _parsed(data, search._depth)
         search._choose(anew=True)
         if finished:
@@ -242,6 +259,8 @@ def _parsed(data: Any, depth: int) -> tuple[dict[LayerSet, _Score], int, bool]:
             if not (0 <= hits <= trials < math.inf and trials):
                 raise ValueError(f"{hits} hits of {trials}")
             scored[layer_set] = _Score(sublayer_bits(layer_set), hits, trials)
+        if not 1 <= float(data["gain"]) < math.inf:
+            raise ValueError(f"a gain of {data['gain']}")
         return scored, int(data["told"]), bool(data["finished"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise LayerSetError(f"the saved search cannot be used: {error}; start anew") from None

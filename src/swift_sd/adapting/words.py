@@ -32,7 +32,7 @@ def _one(kind: Kind) -> str:
     search = kind.search
     assert search is not None
     tried = _candidates(search.told)
-    if search.gain >= FOUND:
+    if search.best.skip_ratio and search.gain >= FOUND:
         found = f"{search.best}, which promises {search.gain:.2f}x plain decoding"
         if search.is_finished:
             return f"the search has ended after {tried}: {found}"

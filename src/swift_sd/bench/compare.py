@@ -35,7 +35,9 @@ def compare(
     Raises:
         ConfigError: the runs did different work, or no method and group is in both.
     """
-    differs = difference(after["settings"], before["settings"], SAME_WORK)
+    differs = difference(after["settings"], before["settings"], SAME_WORK) or difference(
+        after["environment"], before["environment"], ("dtype",)
+    )
     if differs is not None and not force:
         raise ConfigError(
             f"the two runs did different work ({differs}): repeat one of them, or compare all the "

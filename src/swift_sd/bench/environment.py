@@ -19,7 +19,7 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
     import torch
     import transformers
 
-    from swift_sd.adapting.fingerprint import processor
+    from swift_sd.adapting.fingerprint import model_fingerprint, processor
 
     generation: Any = model.generation_config
     device = model.device
@@ -42,6 +42,7 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
             "family": model.config.model_type,
             "parameters": model.num_parameters(),
             "layers": model.config.get_text_config().num_hidden_layers,
+            "digest": model_fingerprint(model)["digest"],
             "generation_config": generation.to_diff_dict(),
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

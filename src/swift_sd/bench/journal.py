@@ -4,20 +4,46 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from swift_sd.bench.settings import difference
 from swift_sd.errors import ConfigError
 
-NAME = "records.jsonl"
+NAME, LOCK = "records.jsonl", ".lock"
 Entry = dict[str, Any]
 
 # Where these differ, timings do not belong in one table.
 SAME_MACHINE = (
     "machine", "cpu", "cores", "threads", "device", "dtype", "python", "torch", "transformers",
-    "swift_sd",
+    "swift_sd", "commit", "model",
 )  # fmt: skip
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing in `folder`, which is made if it is not there.
+
+    Raises:
+        ConfigError: one does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"another process is writing in {folder}: wait for it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 class Journal:

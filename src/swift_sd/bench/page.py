@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from swift_sd.bench import plots
@@ -15,6 +16,7 @@ from swift_sd.errors import ConfigError
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN = ("cpu", "cores", "threads", "memory", "accelerator", "device", "dtype", "system")
+NOTABLE = 0.05  # seconds
 VERSIONS = ("python", "torch", "transformers", "swift_sd", "commit", "date")
 
 
@@ -65,6 +67,7 @@ def render(results: dict[str, Any]) -> str:
         warnings=results.get("warnings", []),
         views=_draft_views(results),
         facts=_facts(results),
+        set_up=_set_up(results),
         version=results["environment"].get("swift_sd"),
     )
 
@@ -123,6 +126,16 @@ def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
             )
         found[record["method"]] = words
     return list(found.items())
+
+
+def _set_up(results: dict[str, Any]) -> list[tuple[str, float]]:
+    """Median seconds that making each method ready took, where that is worth a word."""
+    found: dict[str, list[float]] = {}
+    for record in results["records"]:
+        if record.get("set_up_seconds") is not None:
+            found.setdefault(record["method"], []).append(record["set_up_seconds"])
+    medians = {method: median(seconds) for method, seconds in found.items()}
+    return [(method, seconds) for method, seconds in medians.items() if seconds >= NOTABLE]
 
 
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from swift_sd.bench.catalogue import HF, METHODS
@@ -17,6 +18,7 @@ from swift_sd.bench.stopwatch import Timing, reference_seconds, seed_for, timed
 if TYPE_CHECKING:
     from torch import Tensor
 
+Key = tuple[int | str, int, str]  # question, turn, method
 WARM_UP = "Name three fruits and say what each of them tastes like."
 WARM_UP_TOKENS = 16
 REFERENCES = 10  # about so many timings of the reference work over a run
@@ -51,11 +53,14 @@ class Runner:
         self._questions = limited(questions, None)
         self._settings = settings
         self._journal = journal
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, str] = {
+            entry["method"]: entry["reason"] for entry in journal.of_kind("skipped")
+        }
         self._methods: dict[str, Method] = {}
         for name in (HF, *settings.methods):
             method = methods[name](subject)
-            reason = method.unavailable() if name not in self._methods else None
+            known = self.skipped.get(name)
+            reason = method.unavailable() if name not in self._methods and not known else known
             if reason is None:
                 self._methods[name] = method
             else:
@@ -64,17 +69,21 @@ class Runner:
         self._done = {_key(record): record for record in journal.records}
         self._left_out = {_key(entry) for entry in journal.of_kind("left_out")}
         self._answers: dict[tuple[str, int], Answer] = {}
+        self._set_up: dict[str, float] = {}  # seconds
 
     @property
     def total(self) -> int:
         """Records that a complete run has."""
         turns = sum(len(question.turns) for question in self._questions)
-        return turns * len(self._asked) - len(self._left_out)
+        return turns * len(self._asked) - self._of_asked(self._left_out)
 
     @property
     def missing(self) -> int:
         """Records still to be made."""
-        return self.total - len(self._done)
+        return self.total - self._of_asked(self._done)
+
+    def _of_asked(self, keys: Iterable[Key]) -> int:
+        return sum(method in self._asked for *_, method in keys)
 
     def run(self) -> Iterator[Entry]:
         """Make the records that are missing; each is in the journal when it is yielded."""
@@ -99,11 +108,16 @@ class Runner:
             try:
                 self._timed_warm_up(method.start())
             except Exception as error:
-                if not method.may_fail:
-                    raise
-                del self._methods[name]
-                self._asked.remove(name)
-                self.skipped[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                self._skip(name, error)
+
+    def _skip(self, name: str, error: Exception) -> None:
+        """Go on without a method of others that breaks; what breaks of ours is raised."""
+        if not self._methods[name].may_fail:
+            raise error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        self._journal.append("skipped", {"method": name, "reason": reason})
+        self.skipped[name] = reason
+        self._asked.remove(name)
 
     def _time_reference(self) -> None:
         answer = self._methods[HF].start()
@@ -135,18 +149,25 @@ class Runner:
                 for rest in range(turn, len(question.turns)):
                     self._leave_out(question, rest, inputs["input_ids"].shape[1])
                 return
-            for first in range(0, len(self._asked), 2):
-                names = self._asked[first : first + 2]
+            asked = tuple(self._asked)
+            for names in (asked[first : first + 2] for first in range(0, len(asked), 2)):
                 for record in self._beside_hf(index, question, turn, names, inputs):
                     self._journal.append("record", record)
                     self._done[_key(record)] = record
                     yield record
+            if not self._asked:
+                return
             said = self._done[question.question_id, turn, self._asked[0]]["hf_token_ids"]
             tokenizer: Any = self._subject.tokenizer
             answers.append(tokenizer.decode(said, skip_special_tokens=True))
 
     def _beside_hf(
-        self, index: int, question: Question, turn: int, names: list[str], inputs: dict[str, Tensor]
+        self,
+        index: int,
+        question: Question,
+        turn: int,
+        names: Sequence[str],
+        inputs: dict[str, Tensor],
     ) -> Iterator[Entry]:
         """The records that are missing of one or two methods."""
         missing = [name for name in names if (question.question_id, turn, name) not in self._done]
@@ -161,21 +182,29 @@ class Runner:
         timings: dict[str | None, list[Timing]] = {name: [] for name in order}
         for repeat in range(settings.repeats):
             for name in reversed(order) if (index + repeat) % 2 == 0 else order:
-                if name is None or name in missing:
+                if name is not None and name not in missing:
+                    continue
+                try:
                     answer = self._started(name or HF, repeat)
                     timings[name].append(timed(answer, inputs, arguments, seed))
+                except Exception as error:
+                    self._skip(name or HF, error)
+                    missing = [one for one in missing if one != name]
         prompt_tokens = inputs["input_ids"].shape[1]
         greedy = settings.temperature == 0
         for name in missing:
-            yield make_record(
+            record = make_record(
                 question, turn, index, name, prompt_tokens, timings[name], timings[None], greedy
             )
+            yield {**record, "set_up_seconds": self._set_up.get(name)}
 
     def _started(self, name: str, repeat: int) -> Answer:
         """Each repeat has a state of its own: nothing learned from the same prompt before."""
         key = (name, repeat)
         if key not in self._answers:
+            begin = perf_counter()
             self._answers[key] = self._methods[name].start()
+            self._set_up[name] = perf_counter() - begin
         return self._answers[key]
 
     def _room(self, inputs: dict[str, Tensor]) -> int:
@@ -200,5 +229,5 @@ class Runner:
             self._left_out.add(_key(entry))
 
 
-def _key(entry: Entry) -> tuple[int | str, int, str]:
+def _key(entry: Entry) -> Key:
     return entry["question_id"], entry["turn"], entry["method"]

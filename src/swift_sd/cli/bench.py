@@ -13,7 +13,7 @@ from swift_sd.bench import questions as sources
 from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.bench.settings import Settings
 from swift_sd.cli import options
-from swift_sd.cli.session import opened
+from swift_sd.cli.session import loaded
 from swift_sd.cli.terminal import note, progress
 from swift_sd.errors import ConfigError
 from swift_sd.loading import DEFAULT_MODEL
@@ -188,21 +188,23 @@ def _run(
 ) -> bool:
     """Time, write and show; whether Ctrl-C ended it early."""
     from swift_sd.bench.environment import describe_environment
-    from swift_sd.bench.journal import Journal
+    from swift_sd.bench.journal import Journal, alone
     from swift_sd.bench.method import Subject
     from swift_sd.bench.runner import Runner
+    from swift_sd.model.rope import context_length
 
-    with opened(settings.model, dtype=settings.dtype, device=settings.device) as swift:
-        assert swift.tokenizer is not None  # `opened` always gives one
+    with loaded(settings.model, dtype=settings.dtype, device=settings.device) as (model, tokenizer):
         assistant: tuple[Any, Any] = (None, None)
         if settings.draft_model is not None and "hf-assisted" in settings.methods:
             assistant = _assistant(settings)
-        subject = Subject(swift.model, swift.tokenizer, swift.context_length, *assistant, layer_set)
-        environment = describe_environment(swift.model)
-        journal = Journal(folder, settings.to_dict(), environment)
-        runner = Runner(subject, asked, settings, journal)
-        interrupted = _time(runner, journal)
-        _finish(folder, journal, settings, runner)
+        context = context_length(model.config)
+        subject = Subject(model, tokenizer, context, *assistant, layer_set)
+        environment = describe_environment(model)
+        with alone(folder):
+            journal = Journal(folder, settings.to_dict(), environment)
+            runner = Runner(subject, asked, settings, journal)
+            interrupted = _time(runner, journal)
+            _finish(folder, journal, settings, runner)
     if interrupted:
         note(f"interrupted; the same command with --out {folder} goes on from here")
     return interrupted

@@ -63,7 +63,7 @@ def _about(
 ) -> None:
     """Faster text from a language model, and exactly the same text.
 
-    The model drafts with some of its own layers left out, then verifies the draft with all of them.
+    The model drafts with cheaper views of itself and copies of the text, and verifies them in full.
     """
 
 

@@ -1,26 +1,22 @@
-"""`swift-sd search`: find the sublayers to skip before they are needed."""
+"""`swift-sd search`: find out how to draft before it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from swift_sd.cli import options
 from swift_sd.cli.layer_map import layer_map
-from swift_sd.cli.session import encode, fitting_tokens, opened
-from swift_sd.cli.settings import sampling_arguments
-from swift_sd.cli.terminal import note
-from swift_sd.config import SwiftConfig
+from swift_sd.cli.session import loaded
+from swift_sd.cli.terminal import note, progress
 from swift_sd.errors import ConfigError
 from swift_sd.loading import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from swift_sd.swift import Swift
+    from swift_sd.cli.study import Study
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -50,17 +46,22 @@ def search(
     device: options.Device = "auto",
     max_new_tokens: options.MaxNewTokens = 64,
 ) -> None:
-    """Find out which sublayers to skip, on prompts of yours, and write it down as a profile.
+    """Find out which sublayers to skip, and in how many bits to draft, on prompts of yours.
 
-    Ctrl-C ends it with what was found. The same command again goes on from there.
+    All prompts are answered with drafts in 4 bits, then in 8; what promises more tokens per second
+    is written down as a profile. Ctrl-C ends it with what was found. The same command again goes on
+    from there.
     """
     texts = read_prompts(prompts)
-    with opened(model, dtype=dtype, device=device, config=SwiftConfig(eager_search=True)) as swift:
-        study = Study(swift, texts, out, max_new_tokens)
+    with loaded(model, dtype=dtype, device=device) as (subject, tokenizer):
+        with progress("preparing drafts"):
+            from swift_sd.cli.study import Study
+
+            study = Study(subject, tokenizer, texts, out, max_new_tokens)
         interrupted = _watched(study)
         console = Console(highlight=False)
-        console.print(layer_map(study.swift.layer_set))
-        console.print(study.words, markup=False)
+        console.print(layer_map(study.layer_set))
+        console.print(f"{study.words}\n{study.verdict}", markup=False)
     note(f"{out} is written: swift-sd generate --profile {out} …, or Swift(model, profile=…)")
     if interrupted:
         note("interrupted; the same command goes on from here")
@@ -91,78 +92,15 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-class Study:
-    """Answers prompts one after the other, and writes down after each what was learned.
-
-    Args:
-        swift: searches eagerly, and knows nothing yet.
-        prompts: to answer.
-        out: where the profile is; if there is one of the same prompts, they go on behind the last
-            one answered, else all of them are answered.
-        max_new_tokens: longest answer.
-
-    Attributes:
-        done: prompts answered.
-
-    Raises:
-        ProfileError: there is a file at `out` that is no profile of this model, or none can be
-            written there.
-    """
-
-    def __init__(self, swift: Swift, prompts: list[str], out: Path, max_new_tokens: int) -> None:
-        from swift_sd.adapting.profile import Profile
-        from swift_sd.bench.questions import digest_of
-        from swift_sd.swift import Swift
-
-        self._prompts, self._out, self._most = prompts, out, max_new_tokens
-        self._digest = digest_of([prompts, max_new_tokens])
-        self.swift, self.done = swift, 0
-        if out.exists():
-            known = Profile.load(out)
-            self.swift = Swift(swift.model, swift.tokenizer, swift.config, known)
-            same = known.study.get("prompts") == self._digest
-            self.done = min(int(known.study.get("done", 0)), len(prompts)) if same else 0
-        self._save()  # before any work: a place that cannot be written is told at once
-
-    @property
-    def words(self) -> str:
-        """What the search is doing."""
-        return self.swift.search_state
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    def run(self) -> Iterator[None]:
-        """Answer what is left, one prompt at a time."""
-        for text in self._prompts[self.done :]:
-            try:
-                self._answer(text)
-                self.done += 1
-            finally:
-                self._save()
-            yield
-
-    def _answer(self, text: str) -> None:
-        swift = self.swift
-        template = getattr(swift.tokenizer, "chat_template", None)
-        prompt: Any = text if template is None else [{"role": "user", "content": text}]
-        inputs = encode(swift, prompt)
-        room = fitting_tokens(swift, inputs["input_ids"].shape[1], self._most)
-        for _ in swift.steps(**inputs, **sampling_arguments(0.0, None, None), max_new_tokens=room):
-            pass
-
-    def _save(self) -> None:
-        study = {"prompts": self._digest, "done": self.done}
-        replace(self.swift.profile, study=study).save(self._out)
-
-
 def _watched(study: Study) -> bool:
     """Run the study, showing how far it is; whether Ctrl-C came between."""
     from swift_sd.bench.table import live_progress
 
     if study.done:
         left = len(study) - study.done
-        note(f"{study.done} prompts are done already: {f'{left} to go' if left else 'all of them'}")
+        note(
+            f"{study.done} answers are there already: {f'{left} to go' if left else 'all of them'}"
+        )
     with live_progress() as bar:
         task = bar.add_task("searching", total=len(study), completed=study.done)
         try:

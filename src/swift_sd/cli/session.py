@@ -15,10 +15,27 @@ from swift_sd.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from swift_sd.swift import Messages, Swift
 
 CHATTY = r"(torch|transformers|huggingface_hub|tokenizers)(\.|$)"
+
+
+@contextmanager
+def loaded(name: str, *, dtype: str, device: str) -> Iterator[tuple[PreTrainedModel, Tokenizer]]:
+    """The model `name` and its tokenizer; transformers is quiet until the end.
+
+    Raises:
+        SwiftError: there is no such model, or it cannot be loaded.
+    """
+    with progress("starting"):
+        from swift_sd import loading
+    with quiet_transformers():
+        with progress("loading") as tell:
+            model, tokenizer = loading.load(name, dtype=dtype, device=device, on_progress=tell)
+        yield model, tokenizer
 
 
 @contextmanager
@@ -30,18 +47,15 @@ def opened(
     config: SwiftConfig | None = None,
     profile: str | None = None,
 ) -> Iterator[Swift]:
-    """The model `name` with its tokenizer, ready to draft; transformers is quiet until the end.
+    """The model `name` with its tokenizer, ready to draft; see `loaded`.
 
     Raises:
         SwiftError: there is no such model, it is not supported, or it does not fit the settings.
     """
-    with progress("starting"):
-        from swift_sd import loading
-        from swift_sd.swift import Swift
-    with quiet_transformers():
-        with progress("loading") as tell:
-            model, tokenizer = loading.load(name, dtype=dtype, device=device, on_progress=tell)
-            tell("looking for sublayers to skip")
+    with loaded(name, dtype=dtype, device=device) as (model, tokenizer):
+        with progress("looking for sublayers to skip"):
+            from swift_sd.swift import Swift
+
             swift = Swift(model, tokenizer, config, profile)
         yield swift
 

@@ -49,8 +49,12 @@ def load_kernels() -> ctypes.CDLL:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _compiled(compiler, folder, path)
     except OSError:
+        pass
+    try:
         with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file may go
             return _compiled(compiler, folder, Path(scratch) / path.name)
+    except OSError as error:
+        raise NoKernelsError(f"nothing can be compiled and run here: {error}") from None
 
 
 def find_kernels() -> ctypes.CDLL | None:

@@ -29,6 +29,7 @@ from swift_sd.serve.replies import reply
 from swift_sd.serve.requests import Ask, Chat, Complete, StreamOptions
 from swift_sd.serve.transfer import Transfer
 
+LAST_STEP = 5.0  # seconds; uvicorn has waited for the answers, as long as it may
 STATIC = Path(__file__).parent / "static"
 CONTENT = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -80,7 +81,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.close(limits.grace)
+        engine.close(LAST_STEP)
         desk.close()
 
     app = FastAPI(
@@ -93,7 +94,9 @@ def create_app(
     )
     failures.install(app)
     app.include_router(_open_routes(desk))
-    app.include_router(_routes(desk, metrics), dependencies=[Depends(_key_check(api_keys))])
+    client = _by_key if api_keys else _by_address
+    routes = _routes(desk, metrics, client)
+    app.include_router(routes, dependencies=[Depends(_key_check(api_keys))])
     app.mount("/static", StaticFiles(directory=STATIC))
     return Counted(Transfer(app, limits), metrics)
 
@@ -118,7 +121,7 @@ def _open_routes(desk: Desk) -> APIRouter:
     return routes
 
 
-def _routes(desk: Desk, metrics: Metrics) -> APIRouter:
+def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
@@ -129,7 +132,7 @@ def _routes(desk: Desk, metrics: Metrics) -> APIRouter:
     )
     async def chat(ask: Chat, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        conversation = await desk.open(ask, _client(request))
+        conversation = await desk.open(ask, client(request))
         return await reply(request, conversation, ChatForm(ask.model), _streams(ask))
 
     @routes.post(
@@ -137,7 +140,7 @@ def _routes(desk: Desk, metrics: Metrics) -> APIRouter:
     )
     async def complete(ask: Complete, request: Request) -> Response:
         """Continue a text, whole or as a stream of server-sent events."""
-        conversation = await desk.open(ask, _client(request))
+        conversation = await desk.open(ask, client(request))
         return await reply(request, conversation, TextForm(ask.model), _streams(ask))
 
     @routes.get("/v1/models")
@@ -169,11 +172,14 @@ def _streams(ask: Ask) -> StreamOptions | None:
     return (ask.stream_options or StreamOptions()) if ask.stream else None
 
 
-def _client(request: Request) -> str:
-    """Whose turn it is: by key if there is one, else by address."""
-    key = request.headers.get("authorization", "")
-    host = request.client.host if request.client else ""
-    return hashlib.sha256(key.encode()).hexdigest() if key else host
+def _by_key(request: Request) -> str:
+    """Whose turn it is, where keys are asked for."""
+    return hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+
+
+def _by_address(request: Request) -> str:
+    """Whose turn it is, where a key may be anything."""
+    return request.client.host if request.client else ""
 
 
 def _key_check(api_keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:

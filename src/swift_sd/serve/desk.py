@@ -106,7 +106,7 @@ class Desk:
         arrival = time.monotonic()
         served = self.model(ask.model)
         with ExitStack() as place:
-            place.enter_context(self.gate.passed())
+            place.enter_context(self.gate.passed(client))
             inputs = await self._read(served, ask)
             room = self._room(served, inputs["input_ids"].shape[1])
             job = Job(

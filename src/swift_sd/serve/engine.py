@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from swift_sd.decoding.trace import Step
@@ -51,6 +52,9 @@ class Engine:
         active: responses in turn.
         observer: is told of every step.
         chores: called between steps, often; must be quick when there is nothing to do.
+
+    Attributes:
+        on_end: called when nothing is answered any more, on the engine's thread.
     """
 
     def __init__(
@@ -63,7 +67,8 @@ class Engine:
         self.models = {served.name: served for served in models}
         self._most_active = active
         self._observer = observer
-        self._chores = chores
+        self._chores = chores or (lambda: None)
+        self.on_end: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiting = Waiting()
         self._active: list[Response] = []
@@ -123,16 +128,26 @@ class Engine:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        while self._ready():
-            for response in tuple(self._active):
-                self._advance(response)
-            if self._chores is not None:
-                self._chores()
-        for response in self._active:
-            response.close()
-            response.job.deliver(Failure(Refused("the server was shut down")))
-        for leader in {one.leader for one in self.models.values() if one.leader is not None}:
-            leader.end()
+        try:
+            while self._ready():
+                for response in tuple(self._active):
+                    self._advance(response)
+                self._guarded(self._chores)
+        finally:  # whatever happened, nobody shall wait for ever
+            self.drain()
+            for response in self._active:
+                response.job.deliver(Failure(Refused("the server was shut down")))
+                self._guarded(response.close)
+            for leader in {one.leader for one in self.models.values() if one.leader is not None}:
+                leader.end()
+            self.on_end()
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """Do what no answer depends on."""
+        try:
+            work()
+        except Exception:
+            log.exception("the engine goes on without it")
 
     def _ready(self) -> bool:
         """Fill free places; wait while there is nothing to do. False when all is over."""
@@ -175,13 +190,16 @@ class Engine:
                 if step is not None:
                     seconds = time.perf_counter() - begin
                     served.figures.add(step, seconds, served.swift.layer_set)
-                    if self._observer is not None:
-                        self._observer.stepped(job.model, step, seconds)
+                    self._observed(job.model, step, seconds)
                 if not response.is_complete:
                     return
-        response.close()
+        self._guarded(response.close)
         with self._changed:
             self._active.remove(response)
+
+    def _observed(self, model: str, step: Step, seconds: float) -> None:
+        if self._observer is not None:
+            self._guarded(partial(self._observer.stepped, model, step, seconds))
 
     def _fail(self, job: Job, error: Exception) -> None:
         """One request went wrong; the others go on."""

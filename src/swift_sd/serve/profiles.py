@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from swift_sd.adapting.profile import Profile
 from swift_sd.errors import ProfileError
 from swift_sd.serve.served import Served
-from swift_sd.swift import Swift
 
 log = logging.getLogger(__name__)
 PERIOD = 30.0  # seconds between two looks
@@ -23,13 +23,13 @@ class ProfileFile:
     engine's thread, often.
 
     Args:
-        served: the model; its `swift` is replaced when there is something newer.
+        served: the model; its `swift` takes over what is newer.
         path: of the file, which need not exist; on storage that all replicas see.
         period: seconds between two looks.
     """
 
     def __init__(self, served: Served, path: Path, period: float = PERIOD) -> None:
-        self._served = served
+        self._swift = served.swift
         self._path = path
         self._period = period
         self._next = 0.0
@@ -60,15 +60,15 @@ class ProfileFile:
         stamp, learned = self._stamp(), self._learned()
         if stamp is not None and stamp != self._seen:
             self._seen = stamp
-            old = self._served.swift
-            self._served.swift = Swift(old.model, old.tokenizer, old.config, self._path)
+            self._swift.profile = Profile.load(self._path)
             self._known = self._learned()
         elif learned != self._known:
-            self._served.swift.profile.save(self._path)
+            self._swift.profile.save(self._path)
             self._seen, self._known = self._stamp(), learned
 
-    def _learned(self) -> dict[str, Any]:
-        return self._served.swift.profile.learned
+    def _learned(self) -> list[Any]:
+        """What is worth a file: not how many prompts there were."""
+        return [kind["search"] for kind in self._swift.profile.learned["kinds"]]
 
     def _stamp(self) -> tuple[int, int] | None:
         """What tells one version of the file from another."""
@@ -76,4 +76,6 @@ class ProfileFile:
             facts = self._path.stat()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise ProfileError(f"cannot look at {self._path}: {error.strerror or error}") from None
         return facts.st_ino, facts.st_mtime_ns

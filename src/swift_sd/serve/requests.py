@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 
 GREEDY_BELOW = 0.01  # temperatures under it pick the likeliest token anyway, or overflow
 
@@ -27,7 +27,8 @@ Empty = Annotated[list[Any], Field(max_length=0)] | None
 Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# What is wrong with the first of a million elements is enough to know.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], FailFast(), Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -47,7 +48,7 @@ class Message(Strict):
     """One message of a conversation; the fields that must be empty come with OpenAI's answers."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], FailFast(), Field(min_length=1)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -100,7 +101,7 @@ class Ask(Strict):
     n: One | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
     # Accepted, because they do not change the answer.
     user: str | None = None
@@ -108,7 +109,7 @@ class Ask(Strict):
     prompt_cache_key: str | None = None
     service_tier: str | None = None
     store: bool | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -128,15 +129,11 @@ class Ask(Strict):
         top_p = 1.0 if self.top_p is None else self.top_p
         return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
 
-    def streams(self) -> StreamOptions:
-        """What a stream tells."""
-        return self.stream_options or StreamOptions()
-
 
 class Chat(Ask):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: TextFormat | None = None
     logprobs: Literal[False] | None = None

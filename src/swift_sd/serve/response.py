@@ -61,10 +61,10 @@ class Response:
 
     def _tell(self, step: Step) -> None:
         self._drafted += step.drafted
-        self._accepted += step.accepted
         pieces: list[Piece] = []
-        for token, origin in zip(step.tokens, origins(step), strict=True):
+        for place, (token, origin) in enumerate(zip(step.tokens, origins(step), strict=True)):
             self._tokens += 1
+            self._accepted += place < step.accepted
             self._last = token
             pieces += self._wording.add(token, origin)
             if self._wording.stopped:
@@ -85,6 +85,6 @@ def origins(step: Step) -> Iterator[str]:
         if step.drafter is None:
             yield "plain"
         elif place < step.accepted_on_chain:
-            yield step.drafter
+            yield step.sources[place] or step.drafter
         else:
             yield "sibling" if place < step.accepted else "bonus"

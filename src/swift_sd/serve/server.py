@@ -21,11 +21,15 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
         super().__init__(config)
         self._engine = engine
+        engine.on_end = self._stop  # without it there is nothing to serve
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn on SIGTERM and SIGINT."""
         self._engine.drain()
         await super().shutdown(sockets)
+
+    def _stop(self) -> None:
+        self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:

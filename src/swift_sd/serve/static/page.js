@@ -9,7 +9,6 @@ const KINDS = {
   cascade: "drafted",
   copying: "copied",
   recycling: "copied",
-  "copying+recycling": "copied",
   sibling: "sibling",
   bonus: "",
   plain: "",
@@ -73,6 +72,7 @@ function request() {
 }
 
 async function answer() {
+  const talk = messages; // a new conversation may begin meanwhile
   const box = message("assistant");
   const text = box.firstChild;
   box.classList.add("running");
@@ -100,8 +100,8 @@ async function answer() {
     keepingUp(() => {});
     look();
   }
-  if (text.textContent) messages.push({ role: "assistant", content: text.textContent });
-  else messages.pop();
+  if (text.textContent) talk.push({ role: "assistant", content: text.textContent });
+  else talk.pop();
 }
 
 function cost(usage, begin, first) {
@@ -123,9 +123,9 @@ function failed(box, error) {
 }
 
 function send(event) {
-  event?.preventDefault();
+  event.preventDefault();
   if (running) {
-    running.abort();
+    if (event.type === "submit") running.abort(); // the button says Stop
     return;
   }
   const said = $("text").value.trim();

@@ -1,0 +1,131 @@
+"""Prompts answered with drafts of one precision after another, to see what pays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swift_sd.adapting.profile import Profile
+from swift_sd.bench.questions import digest_of
+from swift_sd.cli.session import encode, fitting_tokens
+from swift_sd.cli.settings import sampling_arguments
+from swift_sd.config import SwiftConfig
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.swift import Swift
+
+Precision = Literal[4, 8]  # bits of the weights that drafts read
+PRECISIONS: tuple[Precision, ...] = (4, 8)  # in this order
+
+
+class Study:
+    """Searches on all prompts with each precision, and writes down after each answer what it knows.
+
+    Args:
+        model: to draft with and to answer; it is not changed.
+        tokenizer: the model's.
+        prompts: to answer.
+        out: where the profile is; if there is one of the same prompts, the study goes on behind the
+            last one answered, else all of them are answered.
+        max_new_tokens: longest answer.
+
+    Attributes:
+        done: answers given.
+
+    Raises:
+        ProfileError: there is a file at `out` that is no profile of this model, or none can be
+            written there.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[str],
+        out: Path,
+        max_new_tokens: int,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._prompts, self._out, self._most = prompts, out, max_new_tokens
+        self._digest = digest_of([prompts, max_new_tokens])
+        self._known: dict[Precision, Profile] = {}
+        self.done = 0
+        if out.exists():
+            self._go_on_from(Profile.load(out))
+        self._begin(PRECISIONS[min(self.done // len(prompts), len(PRECISIONS) - 1)])
+        self._save()  # before any work: a place that cannot be written is told at once
+
+    def __len__(self) -> int:
+        return len(self._prompts) * len(PRECISIONS)
+
+    @property
+    def words(self) -> str:
+        """What the search is doing."""
+        return f"{self._bits} bits: {self._swift.search_state}"
+
+    @property
+    def verdict(self) -> str:
+        """What each precision promises."""
+        promises = ", ".join(
+            f"in {bits} bits {profile.gain:.2f}x" for bits, profile in self._known.items()
+        )
+        return f"drafts with the model promise, of plain decoding's speed, {promises}"
+
+    @property
+    def layer_set(self) -> LayerSet:
+        """The best set of the precision that promises most, for the latest kind of input."""
+        kinds = self._known[self._best].learned["kinds"]
+        searches = [kind["search"] for kind in kinds if kind["search"] is not None]
+        if not searches:
+            return LayerSet.none(self._swift.sublayers.depth)
+        return LayerSet.from_dict(searches[-1]["best"])
+
+    def run(self) -> Iterator[None]:
+        """Give the answers that are missing, one at a time."""
+        while self.done < len(self):
+            turn, place = divmod(self.done, len(self._prompts))
+            if self._bits != PRECISIONS[turn]:
+                self._begin(PRECISIONS[turn])
+            try:
+                self._answer(self._prompts[place])
+                self.done += 1
+            finally:
+                self._save()
+            yield
+
+    @property
+    def _best(self) -> Precision:
+        return max(self._known, key=lambda bits: self._known[bits].gain)
+
+    def _begin(self, bits: Precision) -> None:
+        self._bits = bits
+        config = SwiftConfig(eager_search=True, draft_bits=bits)
+        self._swift = Swift(self._model, self._tokenizer, config, self._known.get(bits))
+
+    def _answer(self, text: str) -> None:
+        swift = self._swift
+        template = getattr(self._tokenizer, "chat_template", None)
+        prompt: Any = text if template is None else [{"role": "user", "content": text}]
+        inputs = encode(swift, prompt)
+        room = fitting_tokens(swift, inputs["input_ids"].shape[1], self._most)
+        for _ in swift.steps(**inputs, **sampling_arguments(0.0, None, None), max_new_tokens=room):
+            pass
+
+    def _save(self) -> None:
+        self._known[self._bits] = self._swift.profile
+        learned = {str(bits): profile.learned for bits, profile in self._known.items()}
+        study = {"prompts": self._digest, "done": self.done, "learned": learned}
+        compared = self._best if len(self._known) == len(PRECISIONS) else None
+        replace(self._known[self._best], bits=compared, study=study).save(self._out)
+
+    def _go_on_from(self, profile: Profile) -> None:
+        profile.check_model(self._model)
+        if profile.study.get("prompts") == self._digest:
+            self.done = min(int(profile.study["done"]), len(self))
+        learned = profile.study.get("learned")
+        for bits in PRECISIONS:
+            if isinstance(learned, dict) and isinstance(learned.get(str(bits)), dict):
+                self._known[bits] = replace(profile, learned=learned[str(bits)], bits=None)

@@ -1,0 +1,87 @@
+"""What happens to answers when something beside them goes wrong."""
+
+import queue
+
+import pytest
+
+from swift_sd import Swift
+from swift_sd.serve.engine import Engine, Refused
+from swift_sd.serve.jobs import End, Failure, Job
+from swift_sd.serve.served import Served
+
+
+@pytest.fixture
+def served(drafting_swift):
+    return Served("tiny", drafting_swift())
+
+
+def asked(served: Served, tokens: int, **options) -> tuple[Job, queue.Queue]:
+    events: queue.Queue = queue.Queue()
+    arguments = {"max_new_tokens": tokens, "do_sample": False}
+    job = Job("tiny", "me", served.swift.encode("abc"), arguments, float("inf"), **options)
+    job.deliver = events.put
+    return job, events
+
+
+def last(events: queue.Queue):
+    while not isinstance(event := events.get(timeout=60), End | Failure):
+        pass
+    return event
+
+
+class Broken:
+    def stepped(self, model, step, seconds):
+        raise OSError("nobody listens")
+
+
+def broken() -> None:
+    raise OSError("the storage is away")
+
+
+def test_an_observer_and_chores_that_fail_cost_no_answer(served, caplog):
+    engine = Engine([served], 2, Broken(), broken)
+    engine.start()
+    for _ in range(2):
+        job, events = asked(served, 8)
+        engine.submit(job)
+        assert isinstance(last(events), End)
+    engine.close(60)
+    assert "nobody listens" in caplog.text
+    assert "the storage is away" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch):
+    engine, ended = Engine([served], 1), queue.Queue()
+    engine.on_end = lambda: ended.put(True)
+    jobs = [asked(served, 8) for _ in range(3)]
+
+    def dies(response):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(engine, "_advance", dies)
+    for job, _ in jobs:
+        engine._waiting.put(job)
+    engine.start()
+    for _, events in jobs:
+        event = last(events)
+        assert isinstance(event, Failure)
+        assert isinstance(event.error, Refused)
+    assert ended.get(timeout=60)
+    assert not engine.is_alive
+    with pytest.raises(Refused):
+        engine.submit(jobs[0][0])
+
+
+def test_no_more_is_counted_as_accepted_than_was_said(served, byte_model, bytes_tokenizer):
+    whole = Served("tiny", Swift(byte_model, bytes_tokenizer))
+    engine = Engine([served], 1)
+    engine.start()
+    ids = whole.swift.generate(**whole.swift.encode("abc"), do_sample=False, max_new_tokens=30)
+    said = bytes_tokenizer.decode(ids[0, 3:], skip_special_tokens=True)
+    for place in range(1, 12):
+        job, events = asked(served, 30, stop=(said[place : place + 2],))
+        engine.submit(job)
+        usage = last(events).usage
+        assert usage.accepted <= usage.completion
+    engine.close(60)
