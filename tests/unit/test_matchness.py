@@ -55,7 +55,7 @@ def test_the_target_matches_itself_and_the_response_goes_on_as_if_nothing_was(
     held = [[part.clone() for part in b.tail(state.cache.committed)] for b in state.cache.buffers]
     if not state.cache.can_rewind(tokens):
         pytest.skip("longer than what a sliding layer remembers")
-    window = Window(Target(model), state, tokens)
+    window = Window(lambda: Target(model), state, tokens)
     assert window.matchness(Target(model)) == 1.0
     assert 0 <= window.matchness(view_of(model, LayerSet.every(5))) < 1
     for buffer, before in zip(state.cache.buffers, held, strict=True):
@@ -67,7 +67,7 @@ def test_the_target_matches_itself_and_the_response_goes_on_as_if_nothing_was(
 def test_choices_of_a_prompt_are_asked_of_the_target():
     model = tiny_model("llama")
     state, _ = response(model, new=1)
-    window = Window(Target(model), state, 12)
+    window = Window(lambda: Target(model), state, 12)
     with torch.no_grad():
         best = model(state.tokens).logits[0].argmax(dim=-1)
     view = view_of(model, LayerSet(5, {2}, {3}))
@@ -82,7 +82,7 @@ def test_a_window_beyond_what_a_sliding_layer_remembers_is_refused():
     state, rounds = response(model)
     state.cache.buffers[0].origin = state.cache.committed - 9
     with pytest.raises(ValueError, match="cannot go back by 12"):
-        Window(Target(model), state, 12)
+        Window(lambda: Target(model), state, 12)
     rounds.close()
 
 

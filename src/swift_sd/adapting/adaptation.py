@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Lock
 from time import perf_counter
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from swift_sd.adapting.basis import (
     Basis,
@@ -35,6 +35,7 @@ from swift_sd.model.view import View
 
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 LOOKED_AT = 8  # tokens on which influence is measured
+CHEAP = 2.0  # plain steps that reading a window may take
 FEWEST = 12  # tokens below which a score says nothing
 SHARE = 0.02  # of all time, what the search may take as long as no gain is in sight,
 MOST = 0.1  # and while one is
@@ -53,20 +54,18 @@ class Adaptation:
     Of several responses at once, one looks for better sets at a time, and all use what it finds.
 
     Args:
-        model: the target; it is not changed.
-        sublayers: what `find_sublayers(model)` found.
+        sublayers: what `find_sublayers` found in the target.
         pace: what rounds cost.
         max_draft: longest draft.
         forget: called when drafts have become so different, or are so differently accepted, that
             what is known of them is void.
-        reading: gives what reads prompts as the model does, as quickly as can be.
+        reading: gives what reads prompts as the target does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
-        rounded: whether drafts read rounded weights.
+        bits: of the weights that drafts read.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
         sublayers: Sublayers,
         pace: Pace,
         max_draft: int,
@@ -74,12 +73,12 @@ class Adaptation:
         reading: Callable[[], nn.Module],
         *,
         eager: bool = False,
-        rounded: bool = False,
+        bits: int = 16,
     ) -> None:
-        self._model, self._sublayers = model, sublayers
+        self._sublayers = sublayers
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
-        self._eager, self._rounded = eager, rounded
+        self._eager, self._bits = eager, bits
         self._elapsed = self._spent = 0.0
         self._latest: float | None = None  # seconds that the latest look took
         self._costs: Costs | None = None
@@ -115,6 +114,8 @@ class Adaptation:
     def follow(self, kind: Kind, vector: Array, distance: float) -> Kind:
         """The kind to go on with after such a change; it is searched from what is known."""
         self._forget()
+        if kind not in self.kinds:  # another process knows better by now
+            return kind
         with self._searching:
             new = self.kinds.split(kind, vector, distance)
             if new is kind and kind.search is not None:
@@ -123,7 +124,7 @@ class Adaptation:
 
     def improve(self, kind: Kind, state: DecodingState, view: AnyDraft) -> None:
         """Spend a little of what may be spent; `view` then skips the best set known."""
-        tokens = min(WINDOW, state.cache.committed - 1)
+        tokens = self._window(state)
         can = tokens >= FEWEST and state.cache.can_rewind(tokens)
         if can and self._searching.acquire(blocking=False):
             try:
@@ -136,10 +137,23 @@ class Adaptation:
                 self._searching.release()
         self._use(kind, view)
 
+    def _window(self, state: DecodingState) -> int:
+        """Tokens to score on: the prompt's too, if the target can say cheaply what it would choose.
+
+        Of a greedy response's own tokens that is known.
+        """
+        tokens = min(WINDOW, state.cache.committed - 1)
+        step, reading = self._pace.step, self._pace.verify(WINDOW)
+        is_cheap = self._eager or (step and reading and reading <= CHEAP * step)
+        if is_cheap or not state.warping.is_argmax:
+            return tokens
+        return min(tokens, state.length - state.prompt_length)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form of all that was learned."""
         with self._searching:
             return {
+                "bits": self._bits,
                 "influence": list(self._influence) if self._influence is not None else None,
                 "costs": costs_to_dict(self._costs) if self._costs is not None else None,
                 "kinds": [kind.to_dict() for kind in self.kinds],
@@ -148,7 +162,8 @@ class Adaptation:
     def restore(self, data: Any, *, same_machine: bool) -> None:
         """Go on from what `to_dict` wrote instead of what is known.
 
-        Costs of another machine are measured anew.
+        Costs of another machine are measured anew, and so is everything but the kinds of input and
+        the influence of sublayers where drafts have read weights of other bits.
 
         Raises:
             LayerSetError: the data is damaged, or for a model of another depth.
@@ -156,6 +171,7 @@ class Adaptation:
         depth = self._sublayers.depth
         try:
             kinds = [Kind.from_dict(entry, depth) for entry in data["kinds"]]
+            same_drafts = data["bits"] == self._bits
             costs = costs_from_dict(data["costs"], depth) if data["costs"] is not None else None
             influence = data["influence"]
             if influence is not None:
@@ -166,11 +182,11 @@ class Adaptation:
             raise LayerSetError(f"what was learned is damaged: {error}") from None
         restored = Kinds()
         for kind in kinds:
-            restored.add(kind)
+            restored.add(kind if same_drafts else replace(kind, saved=None))
         with self._searching:
             self.kinds = restored
             self._influence = influence
-            self._costs = costs if same_machine else None
+            self._costs = costs if same_machine and same_drafts else None
 
     def _use(self, kind: Kind, view: AnyDraft) -> None:
         before, best = view.layer_set, kind.best
@@ -195,7 +211,7 @@ class Adaptation:
         if kind.search is None:
             kind.search, kind.saved = self._started(kind, self._basis(state, view)), None
             return
-        window = Window(View(self._model), state, tokens)
+        window = Window(lambda: View(self._reading()), state, tokens)
         before, candidate = kind.search.best, kind.search.ask()
         view.use(candidate)
         try:
@@ -222,7 +238,7 @@ class Adaptation:
         given: Any = {
             "max_draft": self._max_draft,
             "hints": basis.influence,
-            "rounded": self._rounded,
+            "rounded": self._bits < 16,
         }
         if kind.saved is None:
             return RateSearch(basis.costs, verify, **given)

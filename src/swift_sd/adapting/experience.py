@@ -36,6 +36,10 @@ from swift_sd.model.tree_check import why_no_trees
 
 MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
+NOTHING = (
+    "leave it out, or set none of layer_set, skip_ratio, early_stop, max_draft_tokens=0 and "
+    'drafters without "model"'
+)
 # How near a near-tie is, in units of the rounding of the best logit.
 TOLERANCE = {"auto": 2.0, "strict": 8.0}
 
@@ -100,7 +104,9 @@ class Experience:
 
     def _learning(self) -> Keeper:
         if self._keeper is None:
-            raise ConfigError("with these settings nothing is learned that could be kept")
+            raise ConfigError(
+                f"with these settings nothing is learned that could be kept: {NOTHING}"
+            )
         return self._keeper
 
     @property
@@ -204,14 +210,13 @@ class Experience:
         if self._keeper is None:
             return None
         adaptation = Adaptation(
-            self._model,
             self._sublayers,
             self.pace,
             config.max_draft_tokens,
             self._forget,
             self._exact.reading_model,
             eager=config.eager_search,
-            rounded=self.draft_weights.bits < 16,
+            bits=self.draft_weights.bits,
         )
         self._keeper.teach(adaptation)
         return adaptation
@@ -221,8 +226,7 @@ class Experience:
             return Keeper(self._model, profile)
         if profile is not None and profile != AUTO:
             raise ConfigError(
-                "with these settings nothing is learned, so a profile has no place: leave it out, "
-                "or set none of layer_set, skip_ratio, early_stop and max_draft_tokens=0"
+                f"with these settings nothing is learned, so a profile has no place: {NOTHING}"
             )
         return None
 

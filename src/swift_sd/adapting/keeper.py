@@ -79,6 +79,7 @@ class Keeper:
         except ProfileError:
             self._known = known
             raise
+        self._told = -1  # to be written down
 
     @property
     def profile(self) -> Profile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,8 +19,9 @@ class Window:
     the cache is left as it was.
 
     Args:
-        target: says what it would have chosen, where that is not known from the response. None
-            takes the text for it (the paper's way), which is another thing when sampling.
+        target: makes what says what the target would have chosen, where the response does not
+            tell: it does where each of its tokens is the likeliest of unchanged logits. None takes
+            the text for it (the paper's way), which is another thing when sampling.
         state: the response; the window is its end, and lasts until tokens are added.
         tokens: length of the window.
 
@@ -26,7 +29,9 @@ class Window:
         ValueError: the cache does not reach back so far: see `KVCache.can_rewind`.
     """
 
-    def __init__(self, target: View | None, state: DecodingState, tokens: int) -> None:
+    def __init__(
+        self, target: Callable[[], View] | None, state: DecodingState, tokens: int
+    ) -> None:
         if not state.cache.can_rewind(tokens):
             raise ValueError(f"the cache cannot go back by {tokens} tokens")
         self._cache = state.cache
@@ -34,11 +39,11 @@ class Window:
         end = state.cache.committed
         self._read = state.tokens[:, end - tokens : end].to(state.device)
         known = state.length - state.prompt_length
-        it_chose = not state.warping.do_sample and known >= tokens
+        it_chose = state.warping.is_argmax and known >= tokens
         if target is None or it_chose:
             self._choices = state.tokens[0, end - tokens + 1 : end + 1].to(state.device)
         else:
-            self._choices = self._best(target)
+            self._choices = self._best(target())
 
     def matchness(self, view: View | AnyDraft) -> float:
         """The fraction of the places at which `view` chooses what the target does."""

@@ -116,7 +116,7 @@ class RateSearch:
         return self.gain * (1 + self._regret)
 
     def fork(self) -> RateSearch:
-        """A search of its own, for other texts: what is known here is not more than a hint there."""
+        """A search of its own, for other texts: there, what is known here is but a hint."""
         other = copy.deepcopy(self)
         other._fade(FORKED)
         other.resume()

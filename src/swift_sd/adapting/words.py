@@ -39,7 +39,7 @@ def _one(kind: Kind) -> str:
         return f"the search goes on after {tried}: so far {found}"
     if search.is_finished:
         return f"the search has ended after {tried}: no set of sublayers is worth skipping here"
-    if search.hope >= WORTH:
+    if search.hope > WORTH * search.gain:
         return f"the search goes on after {tried}: no set has proved worth skipping so far"
     return f"the search goes on now and then after {tried}: little is to be hoped for"
 

@@ -61,7 +61,7 @@ def search(
         interrupted = _watched(study)
         console = Console(highlight=False)
         console.print(layer_map(study.layer_set))
-        console.print(f"{study.words}\n{study.verdict}", markup=False)
+        console.print(study.verdict, markup=False)
     note(f"{out} is written: swift-sd generate --profile {out} …, or Swift(model, profile=…)")
     if interrupted:
         note("interrupted; the same command goes on from here")

@@ -9,27 +9,31 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swift_sd.adapting.fingerprint import machine_fingerprint
 from swift_sd.adapting.profile import Profile
 from swift_sd.bench.questions import digest_of
 from swift_sd.cli.session import encode, fitting_tokens
 from swift_sd.cli.settings import sampling_arguments
 from swift_sd.config import SwiftConfig
+from swift_sd.errors import ProfileError
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.swift import Swift
 
-Precision = Literal[4, 8]  # bits of the weights that drafts read
-PRECISIONS: tuple[Precision, ...] = (4, 8)  # in this order
+ASKED: tuple[Literal[4, 8], ...] = (4, 8)  # bits of the weights that drafts are to read, in turn
 
 
 class Study:
     """Searches on all prompts with each precision, and writes down after each answer what it knows.
+
+    What cannot be had of the model's weights in so many bits is tried once as it is, in 16.
 
     Args:
         model: to draft with and to answer; it is not changed.
         tokenizer: the model's.
         prompts: to answer.
         out: where the profile is; if there is one of the same prompts, the study goes on behind the
-            last one answered, else all of them are answered.
+            last one answered, else all of them are answered. One of another machine counts for
+            nothing.
         max_new_tokens: longest answer.
 
     Attributes:
@@ -51,15 +55,16 @@ class Study:
         self._model, self._tokenizer = model, tokenizer
         self._prompts, self._out, self._most = prompts, out, max_new_tokens
         self._digest = digest_of([prompts, max_new_tokens])
-        self._known: dict[Precision, Profile] = {}
+        self._known: dict[int, Profile] = {}  # by the bits that drafts read in fact
+        self._said: dict[int, str] = {}
         self.done = 0
         if out.exists():
             self._go_on_from(Profile.load(out))
-        self._begin(PRECISIONS[min(self.done // len(prompts), len(PRECISIONS) - 1)])
+        self._begin(min(self.done // len(prompts), len(ASKED) - 1))
         self._save()  # before any work: a place that cannot be written is told at once
 
     def __len__(self) -> int:
-        return len(self._prompts) * len(PRECISIONS)
+        return len(self._prompts) * len(ASKED)
 
     @property
     def words(self) -> str:
@@ -68,11 +73,12 @@ class Study:
 
     @property
     def verdict(self) -> str:
-        """What each precision promises."""
+        """What each precision promises, and what became of the search with the best of them."""
         promises = ", ".join(
             f"in {bits} bits {profile.gain:.2f}x" for bits, profile in self._known.items()
         )
-        return f"drafts with the model promise, of plain decoding's speed, {promises}"
+        found = self._said.get(self._best, "known from before")
+        return f"drafts with the model promise, of plain decoding's speed, {promises}\n{found}"
 
     @property
     def layer_set(self) -> LayerSet:
@@ -87,8 +93,12 @@ class Study:
         """Give the answers that are missing, one at a time."""
         while self.done < len(self):
             turn, place = divmod(self.done, len(self._prompts))
-            if self._bits != PRECISIONS[turn]:
-                self._begin(PRECISIONS[turn])
+            if turn != self._turn:
+                self._begin(turn)
+            if turn and self._bits != ASKED[turn] and self._bits in self._known:
+                self.done = len(self)  # these drafts were tried
+                self._save()
+                return
             try:
                 self._answer(self._prompts[place])
                 self.done += 1
@@ -97,13 +107,15 @@ class Study:
             yield
 
     @property
-    def _best(self) -> Precision:
+    def _best(self) -> int:
         return max(self._known, key=lambda bits: self._known[bits].gain)
 
-    def _begin(self, bits: Precision) -> None:
-        self._bits = bits
+    def _begin(self, turn: int) -> None:
+        bits = ASKED[turn]
         config = SwiftConfig(eager_search=True, draft_bits=bits)
-        self._swift = Swift(self._model, self._tokenizer, config, self._known.get(bits))
+        known = self._known.get(bits, self._known.get(16))
+        self._swift, self._turn = Swift(self._model, self._tokenizer, config, known), turn
+        self._bits = int(self._swift.profile.learned["bits"])
 
     def _answer(self, text: str) -> None:
         swift = self._swift
@@ -116,16 +128,23 @@ class Study:
 
     def _save(self) -> None:
         self._known[self._bits] = self._swift.profile
+        self._said[self._bits] = self.words
         learned = {str(bits): profile.learned for bits, profile in self._known.items()}
         study = {"prompts": self._digest, "done": self.done, "learned": learned}
-        compared = self._best if len(self._known) == len(PRECISIONS) else None
+        compared = self._best if self.done == len(self) else None
         replace(self._known[self._best], bits=compared, study=study).save(self._out)
 
     def _go_on_from(self, profile: Profile) -> None:
         profile.check_model(self._model)
+        if profile.machine != machine_fingerprint(self._model):
+            return  # times of there and of here cannot be compared
+        try:
+            for bits, learned in profile.study.get("learned", {}).items():
+                known = replace(profile, learned=learned, bits=None, study={})
+                if known.gain < 1:
+                    raise ValueError("a loss")
+                self._known[int(bits)] = known
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ProfileError(f"the study in {self._out} is damaged; delete it") from None
         if profile.study.get("prompts") == self._digest:
             self.done = min(int(profile.study["done"]), len(self))
-        learned = profile.study.get("learned")
-        for bits in PRECISIONS:
-            if isinstance(learned, dict) and isinstance(learned.get(str(bits)), dict):
-                self._known[bits] = replace(profile, learned=learned[str(bits)], bits=None)

@@ -15,11 +15,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from swift_sd.decoding.randomness import get_state, set_state
+
+_USING = Lock()  # the generator is torch's and there is one: between two moves nobody else's comes
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Noise:
 
     def ahead(self, places: int, like: Tensor) -> Tensor:
         """The numbers of the token `places` behind the next one; shape and device of `like`."""
+        with _USING:
+            return self._ahead(places, like)
+
+    def _ahead(self, places: int, like: Tensor) -> Tensor:
         now = get_state(like.device)
         if self._draws and not torch.equal(self._draws[0].before, now):
             self._draws.clear()  # somebody else has used the generator since
@@ -54,8 +61,9 @@ class Noise:
 
     def take(self, like: Tensor) -> Tensor:
         """The numbers of the next token, which are used up now."""
-        numbers = self.ahead(0, like)
-        set_state(self._draws.popleft().after, like.device)
+        with _USING:
+            numbers = self._ahead(0, like)
+            set_state(self._draws.popleft().after, like.device)
         return numbers
 
 

@@ -159,7 +159,8 @@ def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
 def _past(cache: Any, depth: int) -> DynamicCache:
     if cache is None:
         raise UnsupportedArgument(
-            generate_cache_name(), "the model keeps no cache that can be shared"
+            generate_cache_name(),
+            "the model keeps no cache that can be shared; ask with use_cache left out",
         )
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         raise _refuse(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -51,8 +51,9 @@ class Curve:
     def __init__(self, flat: int, memory: int, known: Mapping[int, float]) -> None:
         self._flat, self._memory = flat, memory
         self._seen: dict[int, deque[float]] = {}
-        self._rows: list[int] = []  # that were measured, ascending
-        self._medians: list[float] = []  # of each of them
+        # Rows that were measured, ascending, and the median of each: replaced together, as another
+        # thread may be reading.
+        self._medians: dict[int, float] = {}
         for rows, seconds in known.items():
             self.saw(rows, seconds)
 
@@ -60,44 +61,36 @@ class Curve:
         """Count a measurement."""
         if rows not in self._seen:
             self._seen[rows] = deque(maxlen=self._memory)
-            place = bisect_left(self._rows, rows)
-            self._rows.insert(place, rows)
-            self._medians.insert(place, 0.0)
         self._seen[rows].append(seconds)
-        self._medians[self._rows.index(rows)] = median(self._seen[rows])
+        medians = {**self._medians, rows: median(tuple(self._seen[rows]))}
+        self._medians = dict(sorted(medians.items()))
 
     def at(self, rows: int) -> float | None:
         """Seconds of a forward of `rows` rows; None if there was none yet of any."""
-        if not self._rows:
+        known = tuple(self._medians.items())
+        if not known:
             return None
         # No more than what more rows are well known to take.
         return min(
-            self._read(rows),
-            *(
-                seconds
-                for n, seconds in zip(self._rows, self._medians, strict=True)
-                if n > rows and len(self._seen[n]) >= WELL_KNOWN
-            ),
+            self._read(rows, known),
+            *(seconds for n, seconds in known if n > rows and len(self._seen[n]) >= WELL_KNOWN),
             math.inf,
         )
 
-    def _read(self, rows: int) -> float:
+    def _read(self, rows: int, known: Sequence[tuple[int, float]]) -> float:
         """Between the medians of two numbers of rows, or beyond them all."""
-        place = bisect_left(self._rows, rows)
-        if place < len(self._rows) and self._rows[place] == rows:
-            return self._medians[place]
-        if 0 < place < len(self._rows):
-            below, above = self._rows[place - 1 : place + 1]
-            low, high = self._medians[place - 1 : place + 1]
+        place = bisect_left(known, rows, key=lambda one: one[0])
+        if place < len(known) and known[place][0] == rows:
+            return known[place][1]
+        if 0 < place < len(known):
+            (below, low), (above, high) = known[place - 1 : place + 1]
             return low + (rows - below) / (above - below) * (max(high, low) - low)
-        nearest, seconds = (
-            (self._rows[0], self._medians[0]) if place == 0 else (self._rows[-1], self._medians[-1])
-        )
+        nearest, seconds = known[0] if place == 0 else known[-1]
         expected = seconds * self._shape(rows) / self._shape(nearest)
-        if place == 0 or len(self._rows) < 2:
+        if place == 0 or len(known) < 2:
             return expected
         # What more rows have cost so far they will go on to cost.
-        slope = max(0.0, (seconds - self._medians[0]) / (nearest - self._rows[0]))
+        slope = max(0.0, (seconds - known[0][1]) / (nearest - known[0][0]))
         return max(expected, seconds + slope * (rows - nearest))
 
     def _shape(self, rows: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Successors:
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], list[tuple[int, float]]] = {}
+        self._noting = Lock()  # of responses on several threads
 
     def learn(self, tokens: Sequence[int], logits: Tensor) -> None:
         """Note what is likeliest behind each token but the first.
@@ -47,15 +49,17 @@ class Successors:
     def behind(self, before: int, token: int) -> list[tuple[int, float]]:
         """Tokens that may follow, with how far each is trusted, the likeliest first."""
         for context, trust in (((before, token), BEHIND_TWO), ((token,), BEHIND_ONE)):
-            if context in self._known:
-                return [(found, trust * share) for found, share in self._known[context]]
+            known = self._known.get(context)
+            if known is not None:
+                return [(found, trust * share) for found, share in known]
         return []
 
     def _note(self, context: tuple[int, ...], successors: list[tuple[int, float]]) -> None:
-        self._known.pop(context, None)  # what was noted last is forgotten last
-        self._known[context] = successors
-        if len(self._known) > MOST:
-            del self._known[next(iter(self._known))]
+        with self._noting:
+            self._known.pop(context, None)  # what was noted last is forgotten last
+            self._known[context] = successors
+            if len(self._known) > MOST:
+                del self._known[next(iter(self._known))]
 
 
 def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,12 +17,14 @@ from swift_sd.model.exact_rows import (
     exact_forms,
     is_exact,
 )
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError, find_kernels
 
 # Of all weights that a step reads, how many may be read once for each row.
+READ = 20  # tokens of a prompt, more than are ever verified together in a trial
 MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
 
@@ -34,7 +38,6 @@ class ExactTarget:
         several_rows: whether more than one row is ever verified.
 
     Attributes:
-        is_exact: whether verification gives plain decoding's bits however many rows there are.
         is_compiled: whether it does so in compiled code.
     """
 
@@ -44,13 +47,26 @@ class ExactTarget:
         self._model, self._sublayers, self._several_rows = model, sublayers, several_rows
         self._kernels = AttentionKernels(find_kernels())
         self._forms: Forms | None = None
-        self.is_compiled = False
-        config = model.config.get_text_config(decoder=True)
+        self.is_compiled = self._reads_exactly = False
         # A single row is exact as it is: there is only speed to be gained, by compiled code.
         may_gain = several_rows or (model.device.type == "cpu" and model.dtype == torch.bfloat16)
-        if may_gain and exact != "off" and config._attn_implementation == "sdpa":
+        if may_gain and exact != "off" and self._has_sdpa:
             self._find(exact)
-        self.is_exact = self._forms is not None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether verification gives plain decoding's bits however many rows there are."""
+        return self._usable is not None
+
+    @property
+    def _has_sdpa(self) -> bool:
+        config: Any = self._model.config.get_text_config(decoder=True)
+        return bool(config._attn_implementation == "sdpa")
+
+    @property
+    def _usable(self) -> Forms | None:
+        """What was found, as long as the model's attention is what it was then."""
+        return self._forms if self._has_sdpa else None
 
     def target(self, reader: View | None = None) -> Target:
         """The model as it is now; prompts are read by `reader` if there is one."""
@@ -61,25 +77,36 @@ class ExactTarget:
 
     def reading_model(self) -> nn.Module:
         """What computes many rows as the model does, to the bit, and quicker if there is such."""
-        if self._forms is None:
-            return self._model
-        return compiled_model(self._model, self._forms) or self._model
+        forms = self._usable if self._reads_exactly else None
+        return (compiled_model(self._model, forms) if forms else None) or self._model
 
     def _find(self, exact: str) -> None:
         forms = exact_forms(self._model, MOST_ALONE[exact], self._kernels.library)
         if forms is None or not is_exact(self._view(forms), self._model):
             return
         self._forms = forms
+        reading = compiled_model(self._model, forms)
+        self._reads_exactly = reading is not None and self._reads_alike(reading)
         compiled = self._compiled()
         self.is_compiled = compiled is not None and is_exact(compiled, self._model)
 
+    def _reads_alike(self, module: nn.Module) -> bool:
+        """Whether it gives the logits of the model for a prompt, to the bit."""
+        embedding: Any = self._model.get_input_embeddings()
+        tokens = torch.linspace(0, embedding.weight.shape[0] - 1, READ).long().unsqueeze(0)
+        windows = attention_windows(self._model.config)
+        found, expected = (
+            View(one).forward(tokens.to(self._model.device), KVCache(windows))
+            for one in (module, self._model)
+        )
+        return torch.equal(found, expected)
+
     def _verifier(self) -> View | CompiledTarget | None:
-        compiled = self._compiled() if self.is_compiled else None
-        if compiled is not None:
-            return compiled
-        if self._forms is None or not self._several_rows:
+        forms = self._usable
+        if forms is None:
             return None
-        return self._view(self._forms)
+        compiled = self._compiled() if self.is_compiled else None
+        return compiled or (self._view(forms) if self._several_rows else None)
 
     def _view(self, forms: Forms) -> ExactRows:
         return ExactRows(self._model, self._sublayers, forms, self._kernels)

@@ -102,8 +102,8 @@ class KVCache(Cache):
         """
         assert self.can_rewind(count)
         end = self.committed
-        self.committed = self.cursor = end - count
         kept = [buffer.copied(end - count, end) for buffer in self.buffers]
+        self.committed = self.cursor = end - count
         try:
             yield
         finally:

@@ -26,7 +26,8 @@ class Shortlist:
     """
 
     def __init__(self, vocabulary: int) -> None:
-        self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
+        with torch.inference_mode(False):  # it is written to in and outside of that mode
+            self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
         self._coverage = 1.0
         self._start()
 

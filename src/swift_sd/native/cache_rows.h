@@ -1,4 +1,4 @@
-/* Where a forward finds a layer's keys and values; model/compiled_cache.py has its mirror. */
+/* Where a forward finds a layer's keys and values; model/common_layout.py has its mirror. */
 #ifndef SWIFT_SD_CACHE_ROWS_H
 #define SWIFT_SD_CACHE_ROWS_H
 

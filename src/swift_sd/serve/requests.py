@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 GREEDY_BELOW = 0.01  # temperatures under it pick the likeliest token anyway, or overflow
 
@@ -28,7 +28,7 @@ Zero = Annotated[float, Field(ge=0, le=0)]
 One = Annotated[int, Field(ge=1, le=1)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 # What is wrong with the first of a million elements is enough to know.
-TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], FailFast(), Field(min_length=1)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -48,7 +48,7 @@ class Message(Strict):
     """One message of a conversation; the fields that must be empty come with OpenAI's answers."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], FailFast(), Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: str | None = None
     refusal: None = None
     audio: None = None
@@ -133,7 +133,7 @@ class Ask(Strict):
 class Chat(Ask):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: TextFormat | None = None
     logprobs: Literal[False] | None = None
