@@ -50,8 +50,7 @@ def test_an_observer_and_chores_that_fail_cost_no_answer(served, caplog):
     assert "the storage is away" in caplog.text
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch):
+def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog):
     engine, ended = Engine([served], 1), queue.Queue()
     engine.on_end = lambda: ended.put(True)
     jobs = [asked(served, 8) for _ in range(3)]
@@ -69,6 +68,7 @@ def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch):
         assert isinstance(event.error, Refused)
     assert ended.get(timeout=60)
     assert not engine.is_alive
+    assert "a fault of ours" in caplog.text
     with pytest.raises(Refused):
         engine.submit(jobs[0][0])
 

@@ -102,7 +102,10 @@ class DraftWeights:
             self.why_not_compiled, self._compiled, self.error = str(reason), None, 0.0
             self._copy = quantised_copy(self._model, bits, GROUP)
             if self._copy is not None:
-                self.error, self.bits = self._relative_error(), bits
+                try:
+                    self.error, self.bits = self._relative_error(), bits
+                except RuntimeError:  # torch has no such kernel for this device
+                    self._copy = None
 
     def _relative_error(self) -> float:
         """Of the logits of a few tokens, against those of the model."""

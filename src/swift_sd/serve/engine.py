@@ -133,6 +133,8 @@ class Engine:
                 for response in tuple(self._active):
                     self._advance(response)
                 self._guarded(self._chores)
+        except Exception:
+            log.exception("the engine has died")
         finally:  # whatever happened, nobody shall wait for ever
             self.drain()
             for response in self._active:
