@@ -57,8 +57,7 @@ class Adaptation:
         sublayers: what `find_sublayers` found in the target.
         pace: what rounds cost.
         max_draft: longest draft.
-        forget: called when drafts have become so different, or are so differently accepted, that
-            what is known of them is void.
+        forget: called when drafts have become so different that what is known of them is void.
         reading: gives what reads prompts as the target does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
         bits: of the weights that drafts read.
@@ -113,7 +112,6 @@ class Adaptation:
 
     def follow(self, kind: Kind, vector: Array, distance: float) -> Kind:
         """The kind to go on with after such a change; it is searched from what is known."""
-        self._forget()
         if kind not in self.kinds:  # another process knows better by now
             return kind
         with self._searching:

@@ -24,7 +24,6 @@ Seed = int | np.random.Generator
 FADE = 0.998  # weight of the scores before, with each score
 MEMORY = 400  # sets whose scores are kept
 RESUMED = 0.25  # the same when the stream has changed
-FORKED = 0.1  # and once more for another kind of input
 REVISIT = 0.1  # how often the set in use is asked for again,
 FLIP = 0.05  # or one that differs from it by a single sublayer,
 GROW = 0.7  # or one that skips as much as keeps the acceptance expected
@@ -116,11 +115,9 @@ class RateSearch:
         return self.gain * (1 + self._regret)
 
     def fork(self) -> RateSearch:
-        """A search of its own, for other texts: there, what is known here is but a hint."""
+        """A search that goes on by itself from what is known."""
         other = copy.deepcopy(self)
-        other._fade(FORKED)
         other.resume()
-        other._choose()
         return other
 
     def resume(self) -> None:
