@@ -1,6 +1,7 @@
 """Fixtures that several test modules share; test modules cannot import each other."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 
 # Test processes share the cores, and so do the commands they start: several threads in each would
@@ -23,6 +24,17 @@ CHARACTERS = [chr(code) for code in range(ord(" "), ord("~") + 1)] + ["é", "ß"
 def one_thread() -> None:
     """In case torch was imported before this file."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def browser() -> tuple[str, str]:
+    """Chromium and its driver. CI must have them; who has not sees these tests left out."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        leave = pytest.fail if os.environ.get("SWIFT_SD_BROWSER") == "required" else pytest.skip
+        leave("no browser here: apt-get install chromium chromium-driver")
+    return chromium, driver
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,11 @@
 import html
 import json
 import re
-import shutil
 import subprocess
 
 import pytest
 
 from swift_sd.bench.page import render
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here (apt-get install chromium)"
-)
 
 # Chromium makes no window narrower than 500 pixels, so the page stands in a frame of that width.
 PROBE = """
@@ -50,12 +44,12 @@ onload = () => {{
 """
 
 
-def _seen(page, width, folder):
+def _seen(chromium, page, width, folder):
     """What a script found in the rendered page, and what Chromium wrote on its console."""
     wrapper = folder / "wrapper.html"
     wrapper.write_text(PROBE.format(width=width, page=html.escape(page)))
     command = [
-        CHROMIUM,
+        chromium,
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
@@ -74,7 +68,7 @@ def _seen(page, width, folder):
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_reads_well_at_this_width(tmp_path, results_of, record_of, width):
+def test_reads_well_at_this_width(browser, tmp_path, results_of, record_of, width):
     split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0}
     names = ("hf", "hf-lookup", "hf-assisted", "hf-early-exit", "swift", "swift-paper")
     groups = ("mt_bench", "math_reasoning", "summarization")
@@ -90,7 +84,7 @@ def test_reads_well_at_this_width(tmp_path, results_of, record_of, width):
         for i in range(6)
         for name in names
     ]
-    seen, console = _seen(render(results_of(records, methods=names)), width, tmp_path)
+    seen, console = _seen(browser[0], render(results_of(records, methods=names)), width, tmp_path)
     assert console == []
     shown, needed = seen["page"]
     assert needed <= shown <= width  # nothing to scroll sideways

@@ -1,6 +1,5 @@
 """The page in headless Chromium, driven as a person would: at a desk and on a phone."""
 
-import shutil
 import time
 
 import pytest
@@ -14,11 +13,6 @@ from swift_sd import Swift, SwiftConfig
 from swift_sd.serve.limits import Limits
 from swift_sd.testing.planted import planted_model
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium here (apt-get install chromium chromium-driver)"
-)
 WIDTHS = {"phone": 390, "desk": 1280}
 
 
@@ -57,14 +51,15 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def driver(browser, tmp_path_factory):
+    chromium, chromedriver = browser
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(argument)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=Service(DRIVER))
+    made = webdriver.Chrome(options=options, service=Service(chromedriver))
     yield made
     made.quit()
 
