@@ -4,11 +4,13 @@ import html
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from swift_sd.bench.page import render
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # Chromium makes no window narrower than 500 pixels, so the page stands in a frame of that width.
 PROBE = """
 <iframe id="frame" style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe>
@@ -84,7 +86,17 @@ def test_reads_well_at_this_width(browser, tmp_path, results_of, record_of, widt
         for i in range(6)
         for name in names
     ]
-    seen, console = _seen(browser[0], render(results_of(records, methods=names)), width, tmp_path)
+    _reads_well(browser[0], render(results_of(records, methods=names)), width, tmp_path)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("*/report.html")), ids=lambda p: p.parent.name)
+def test_the_committed_pages_read_well(browser, tmp_path, page, width):
+    _reads_well(browser[0], page.read_text(encoding="utf-8"), width, tmp_path)
+
+
+def _reads_well(chromium, page, width, folder):
+    seen, console = _seen(chromium, page, width, folder)
     assert console == []
     shown, needed = seen["page"]
     assert needed <= shown <= width  # nothing to scroll sideways

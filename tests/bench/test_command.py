@@ -6,8 +6,15 @@ import sys
 
 import pytest
 
+from swift_sd.bench.catalogue import METHODS
 from swift_sd.bench.runner import Runner
+from swift_sd.errors import SwiftError
 
+RECORD = (
+    *("question_id", "group", "method", "new_tokens", "seconds", "speedup"),
+    *("tokens_per_forward", "identical"),
+)
+FIGURES = ("speedup", "min", "median", "max", "identical", "questions")
 SMALL = ("--max-new-tokens", 4, "--methods", "hf,plain,swift")
 
 
@@ -37,6 +44,14 @@ def test_writes_records_results_and_page_and_prints_the_table(run):
         assert key in results["environment"]
     assert results["settings"]["max_new_tokens"] == 4
     assert not {"token_ids", "hf_token_ids"} & set(results["records"][0])
+    # The names of design.md, through which others measure.
+    assert results.keys() >= {"environment", "settings", "records", "summary"}
+    for record in results["records"]:
+        assert record.keys() >= set(RECORD)
+        assert record["tokens_per_forward"] == 1 or record["method"] == "swift"
+    for groups in results["summary"].values():
+        for figures in groups.values():
+            assert figures.keys() == {*FIGURES, "interval"}
     assert "(3/3)" in out
     assert max(map(len, out.splitlines())) <= 80
     assert "report.html" in err
@@ -74,6 +89,40 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(run, monkeypatch):
     assert status == 0
     assert "5 records are there already: 7 to go" in err
     assert len(json.loads((folder / "results.json").read_text())["records"]) == 12
+
+
+def test_what_breaks_midway_leaves_the_figures_so_far(run, monkeypatch):
+    complete = Runner.run
+
+    def breaking(self):
+        for made, record in enumerate(complete(self), start=1):
+            yield record
+            if made == 5:
+                raise SwiftError("it broke")
+
+    monkeypatch.setattr(Runner, "run", breaking)
+    status, _, err, folder = run()
+    assert status != 0
+    assert "it broke" in err
+    assert len(json.loads((folder / "results.json").read_text())["records"]) == 5
+
+
+def test_a_run_without_any_method_left_says_why_and_fails(bench, model_folder, tmp_path):
+    def broken(self):
+        raise RuntimeError("not with this one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(METHODS["hf-lookup"], "start", broken)
+        given = ("--model", model_folder, "--limit", 1, "--methods", "hf-lookup", "-n", 4)
+        status, out, err = bench(*given, "--out", tmp_path / "out")
+    assert status == 2
+    assert "hf-lookup was skipped: RuntimeError: not with this one" in out
+    assert "no method that was asked for" in err
+
+
+def test_a_folder_with_other_settings_is_refused_before_a_model_is_loaded(run):
+    run()
+    _refused(run("--model", "no/such/model", "--seed", 3), "model is 'no/such/model' here")
 
 
 def test_ctrl_c_before_the_first_record_leaves_no_page(run, monkeypatch):
@@ -130,7 +179,7 @@ def test_compares_two_runs(run, bench, tmp_path):
     run(out="b")
     status, out, _ = bench("compare", tmp_path / "a", tmp_path / "b" / "results.json")
     assert status == 0
-    assert "too few: less than 5 questions" in out
+    assert "too few: less than 6 questions" in out
     assert "…" not in out
     assert "mt_bench" in out
     assert max(map(len, out.splitlines())) <= 80

@@ -1,10 +1,15 @@
 """The page as a document; `test_browser.py` looks at it in a browser."""
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
+from swift_sd.bench import table
+from swift_sd.bench.compare import compare, comparison_table
 from swift_sd.bench.page import render, write_page
+from swift_sd.bench.table import live_progress, print_results
 from swift_sd.errors import ConfigError
 
 PLOTS = ("speedup", "accepted", "time", "stream")
@@ -127,3 +132,39 @@ def test_the_page_is_the_same_each_time_it_is_made(results, tmp_path):
 def test_nothing_timed_makes_no_page(results_of):
     with pytest.raises(ConfigError, match="nothing was timed"):
         render(results_of([]))
+
+
+def test_strange_names_and_gaps_are_shown_as_they_are(results_of, record_of):
+    names = [f"m{number}" for number in range(10)]  # more than there are colours
+    groups = ("[rag]", "[/x]", "$a$ & <b>", "qa")
+    records = [record_of(i, name, group=groups[i]) for i in range(4) for name in names]
+    records += [record_of(0, "partly", group=groups[0])]  # of one group only
+    results = results_of(records)
+    page = render(results)
+    assert "$a$ &amp; &lt;b&gt;" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_results(results, console)
+    printed = console.export_text()
+    assert all(group in printed for group in groups)
+    assert "–" in printed
+    console.print(comparison_table(compare(results, results)))
+    compared = console.export_text()
+    assert all(group in compared for group in groups)
+
+
+def test_a_folder_is_not_named_in_public(results_of, record_of):
+    page = render(results_of([record_of(1)], model="/home/me/models/tiny", draft_model="../x/y"))
+    assert "tiny" in page
+    assert "/home" not in page
+    assert "../x" not in page
+
+
+def test_progress_shows_what_is_done_and_what_is_left(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr(table, "Console", lambda **_: Console(file=written, force_terminal=True))
+    with live_progress() as bar:
+        task = bar.add_task("swift on qa", total=4)
+        bar.update(task, advance=1)
+        bar.refresh()
+    assert "1/4" in written.getvalue()
+    assert "left" in written.getvalue()

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from swift_sd.bench.journal import NAME, Journal, alone
+from swift_sd.bench.journal import NAME, Journal, alone, check_folder
+from swift_sd.bench.questions import Question
 from swift_sd.bench.results import collect
 from swift_sd.errors import ConfigError
 
@@ -94,6 +95,31 @@ def test_an_interrupted_stream_is_said_to_be_one(tmp_path, runner_in, settings_o
     assert any("stream was interrupted (after 1 records)" in warning for warning in warnings)
 
 
+def test_a_stream_that_was_interrupted_before_anything_was_timed_lost_nothing(
+    tmp_path, runner_in, settings_of
+):
+    settings = settings_of(methods=("plain",), stream=True)
+    runner_in(tmp_path, settings)[1].append("start", {"records": 0})
+    runner, journal = runner_in(tmp_path, settings)
+    list(runner.run())
+    assert len(journal.of_kind("start")) == 2
+    assert not collect(journal, settings, complete=True, skipped={})["warnings"][1:]
+
+
+def test_a_conversation_is_told_anew_to_who_has_not_met_its_first_turn(
+    tmp_path, runner_in, settings_of, scripted_method
+):
+    log, asked = [], [Question(1, "g", ("ab", "cd"))]
+    methods = {name: scripted_method(name, log) for name in ("hf", "m")}
+    settings = settings_of(methods=("m",))
+    next(iter(runner_in(tmp_path, settings, asked, methods=methods)[0].run()))
+    log.clear()
+    (record,) = runner_in(tmp_path, settings, asked, methods=methods)[0].run()
+    assert record["turn"] == 1
+    assert [entry.split(":")[0] for entry in log if ":" in entry] == ["hf", "m", "hf", "m"]
+    assert next(entry for entry in log if entry.startswith("m:")) == "m: ab"
+
+
 @pytest.mark.parametrize(
     "change", [{"max_new_tokens": 7}, {"methods": ("hf",)}, {"digest": "other"}, {"seed": 1}]
 )
@@ -102,6 +128,14 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, settings_of, ch
     with pytest.raises(ConfigError, match="--out") as caught:
         Journal(tmp_path, settings_of(**change).to_dict(), {"cpu": "a"})
     assert next(iter(change)) in str(caught.value)
+
+
+def test_what_is_only_said_of_a_run_may_be_said_otherwise(tmp_path, settings_of):
+    Journal(tmp_path, settings_of(note="one").to_dict(), {"cpu": "a"})
+    check_folder(tmp_path, settings_of(note="another").to_dict())
+    with pytest.raises(ConfigError, match="seed is 5"):
+        check_folder(tmp_path, settings_of(seed=5).to_dict())
+    check_folder(tmp_path / "absent", settings_of(seed=5).to_dict())
 
 
 def test_another_machine_in_the_same_folder_is_refused(tmp_path, settings_of):
@@ -116,9 +150,10 @@ def test_two_processes_do_not_write_in_one_folder(tmp_path):
     refused = pytest.raises(ConfigError, match="another process")
     with alone(folder), refused, alone(folder):
         pass
+    assert not folder.exists()
     with alone(folder):
-        assert folder.is_dir()
-    assert not list(folder.iterdir())
+        (folder / "x").touch()
+    assert [path.name for path in folder.iterdir()] == ["x"]
 
 
 def test_a_line_damaged_in_the_middle_is_named(tmp_path, finished, settings_of):

@@ -1,11 +1,17 @@
+import copy
+import dataclasses
 import json
 import math
+from time import sleep
 
 import pytest
 
-from swift_sd.bench.journal import NAME
+from swift_sd.bench.catalogue import METHODS
+from swift_sd.bench.conversation import encoded_turn
+from swift_sd.bench.journal import NAME, Journal
 from swift_sd.bench.questions import Question
 from swift_sd.bench.results import collect
+from swift_sd.bench.runner import Runner
 from swift_sd.errors import ConfigError
 
 
@@ -70,6 +76,72 @@ def test_repeats_alternate_too_and_share_no_state(
     assert len(record["repeat_seconds"]) == len(record["hf_repeat_seconds"]) == 3
 
 
+def test_setting_up_comes_before_anything_is_timed_and_is_not_counted(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    methods = {name: scripted_method(name, log) for name in ("hf", "m", "n")}
+    quick = methods["m"].start
+
+    def start(self):
+        sleep(0.2)
+        return quick(self)
+
+    methods["m"].start = start
+    settings = settings_of(methods=("m", "n"))
+    runner, _ = runner_in(tmp_path, settings, [Question(1, "g", ("a",))], methods=methods)
+    of_m, _ = runner.run()
+    begin = log.index("n: a") - 3
+    assert log[begin : begin + 6] == ["start hf", "start m", "start n", "n: a", "hf: a", "m: a"]
+    assert of_m["seconds"] < 0.2 <= of_m["set_up_seconds"]
+
+
+def test_all_that_an_answer_takes_is_counted(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    methods = _two(scripted_method, log)
+    quick = methods["m"].start
+
+    def start(self):
+        answer = quick(self)
+
+        def searching(inputs, arguments):
+            sleep(0.1)
+            return answer(inputs, arguments)
+
+        return searching
+
+    methods["m"].start = start
+    runner, _ = runner_in(
+        tmp_path, settings_of(methods=("m",)), [Question(1, "g", ("a",))], methods=methods
+    )
+    (record,) = runner.run()
+    assert record["seconds"] >= 0.1 > record["hf_seconds"]
+
+
+def test_everything_is_warmed_up_before_anything_is_timed(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    runner, _ = runner_in(tmp_path, settings_of(methods=("m",)), methods=_two(scripted_method, log))
+    next(iter(runner.run()))
+    first = next(place for place, entry in enumerate(log) if ":" in entry)
+    assert {"start hf", "start m"} <= set(log[:first])
+
+
+def test_an_answer_that_ends_early_ends_early_for_all(tmp_path, subject, settings_of, prompt):
+    inputs = encoded_turn(subject.model, subject.tokenizer, ["ab"], [])
+    said = METHODS["hf"](subject).start()(inputs, {"do_sample": False, "max_new_tokens": 6})
+    model = copy.deepcopy(subject.model)
+    model.generation_config.eos_token_id = said.token_ids[2]
+    names = ("hf", "hf-lookup", "hf-early-exit", "plain", "swift", "swift-paper")
+    settings = settings_of(methods=names)
+    journal = Journal(tmp_path, settings.to_dict(), {})
+    given = dataclasses.replace(subject, model=model)
+    records = list(Runner(given, [Question(1, "g", ("ab",))], settings, journal).run())
+    assert {record["method"] for record in records} == set(names)
+    expected = said.token_ids[: said.token_ids.index(said.token_ids[2]) + 1]
+    assert all(record["token_ids"] == record["hf_token_ids"] == expected for record in records)
+
+
 @pytest.mark.parametrize(("stream", "started"), [(False, 1 + 3), (True, 1 + 1)])
 def test_a_stream_keeps_one_state_over_all_questions(
     tmp_path, runner_in, settings_of, scripted_method, log, stream, started
@@ -127,6 +199,10 @@ def test_all_methods_give_hfs_tokens_on_a_real_model(tmp_path, runner_in, settin
         assert 1 <= record["new_tokens"] <= 6
         assert record["speedup"] > 0
         assert math.isfinite(record["speedup"])
+        assert record["tokens_per_forward"] is None or record["tokens_per_forward"] >= 1
+    for record in records:
+        if record["method"] in ("hf", "plain") and record["new_tokens"] > 1:
+            assert record["tokens_per_forward"] == 1
     ours = [record for record in records if record["method"] == "swift"]
     assert all(record["accepted_histogram"] for record in ours)
     assert all(record["time_split"]["verify"] > 0 for record in ours)
@@ -224,7 +300,9 @@ def test_an_alternative_that_breaks_later_is_left_and_the_run_goes_on(
     again, _ = runner_in(tmp_path, settings, methods=methods)
     assert again.missing == 0
     assert again.skipped == runner.skipped == {"m": "IndexError: too long for it"}
-    assert collect(journal, settings, complete=True, skipped=again.skipped)["summary"]["m"]
+    results = collect(journal, settings, complete=True, skipped=again.skipped)
+    assert results["summary"]["m"]["overall"]["questions"] == 2
+    assert any("m stopped after 2 of 3 questions" in said for said in results["warnings"])
 
 
 def test_a_method_that_the_model_does_not_support_is_skipped(

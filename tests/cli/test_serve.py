@@ -1,14 +1,20 @@
+import json
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 
 import pytest
 
+from swift_sd import Profile
 from swift_sd.cli.serve import _scale
-from swift_sd.errors import ConfigError
+from swift_sd.errors import ConfigError, SwiftError
+from swift_sd.serve import server
+from swift_sd.serve.engine import Engine
+from swift_sd.serve.metrics import Metrics
 from swift_sd.serve.spec import Spec, named
 
 
@@ -23,6 +29,7 @@ from swift_sd.serve.spec import Spec, named
         (("--tensor-parallel", "2"), "--early-stop"),
         (("--tensor-parallel", "2", "--plain"), "torchrun"),
         (("--api-key", "a b"), "API key"),
+        (("--profile", "new.json", "--plain"), "--profile"),
         (("--max-active", "0"), "--max-active"),
         (("./no/such/folder",), "no/such/folder"),
         (("a=x", "a=y"), "'a'"),
@@ -67,19 +74,51 @@ def test_autoscaling_values_are_those_of_json():
     }
 
 
-def test_it_serves_until_it_is_told_to_stop(model_folder):
-    command = [sys.executable, "-m", "swift_sd", "serve", str(model_folder), "--port", "0"]
+def test_it_serves_until_it_is_told_to_stop(model_folder, tmp_path):
+    profile = tmp_path / "profile.json"
+    given = ("--port", "0", "--api-key", "secret", "--profile", str(profile))
+    command = [sys.executable, "-m", "swift_sd", "serve", str(model_folder), *given]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             told = process.stderr.readline()
             assert f"{model_folder.name} at http://127.0.0.1:" in told
             url = told.split()[-1]
             assert _page(url).startswith("<!doctype html>")
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{url}/v1/models", timeout=10)
+            _asked(url, model_folder.name)
         finally:
             process.send_signal(signal.SIGTERM)
             _, err = process.communicate(timeout=60)
     assert process.returncode in (0, -signal.SIGTERM)
     assert err == ""
+    assert Profile.load(profile).learned["kinds"]  # written at the end
+
+
+def test_a_server_whose_engine_has_died_fails(monkeypatch):
+    engine = Engine([], 1)
+
+    def dead(self, sockets):
+        engine.failure = RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(server, "make_engine", lambda spec, served: (engine, Metrics()))
+    monkeypatch.setattr(server.Server, "run", dead)
+    with (
+        server.listen("127.0.0.1", 0) as listener,
+        pytest.raises(SwiftError, match="a fault of ours"),
+    ):
+        server.run(Spec({"a": "b"}), [], listener)
+
+
+def _asked(url: str, model: str) -> None:
+    """A long answer, of which something is learned."""
+    body = {"model": model, "prompt": "abc abc", "max_tokens": 200, "temperature": 0}
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer secret"}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), headers, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["choices"]
 
 
 def _page(url: str) -> str:

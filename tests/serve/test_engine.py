@@ -1,12 +1,15 @@
 """What happens to answers when something beside them goes wrong."""
 
 import queue
+import time
 
 import pytest
 
 from swift_sd import Swift
+from swift_sd.decoding.trace import Step
 from swift_sd.serve.engine import Engine, Refused
 from swift_sd.serve.jobs import End, Failure, Job
+from swift_sd.serve.response import origins
 from swift_sd.serve.served import Served
 
 
@@ -34,12 +37,16 @@ class Broken:
         raise OSError("nobody listens")
 
 
-def broken() -> None:
-    raise OSError("the storage is away")
+class Away:
+    def __call__(self):
+        raise OSError("the storage is away")
+
+    def finish(self):
+        raise OSError("the storage is still away")
 
 
 def test_an_observer_and_chores_that_fail_cost_no_answer(served, caplog):
-    engine = Engine([served], 2, Broken(), broken)
+    engine = Engine([served], 2, Broken(), Away())
     engine.start()
     for _ in range(2):
         job, events = asked(served, 8)
@@ -48,6 +55,8 @@ def test_an_observer_and_chores_that_fail_cost_no_answer(served, caplog):
     engine.close(60)
     assert "nobody listens" in caplog.text
     assert "the storage is away" in caplog.text
+    assert "the storage is still away" in caplog.text
+    assert engine.failure is None
 
 
 def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog):
@@ -68,9 +77,69 @@ def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog)
         assert isinstance(event.error, Refused)
     assert ended.get(timeout=60)
     assert not engine.is_alive
+    assert "a fault of ours" in str(engine.failure)
     assert "a fault of ours" in caplog.text
     with pytest.raises(Refused):
         engine.submit(jobs[0][0])
+
+
+def test_a_cancelled_answer_ends_within_a_step(served):
+    engine = Engine([served], 1)
+    job, events = asked(served, 200)
+    deltas = []
+
+    def deliver(event):
+        deltas.append(event)
+        engine.cancel(job)  # by the first one
+
+    job.deliver = deliver
+    engine.start()
+    engine.submit(job)
+    other, events = asked(served, 8)
+    engine.submit(other)
+    assert isinstance(last(events), End)
+    engine.close(60)
+    assert len(deltas) <= 2
+    assert served.figures.state()["tokens"] < 8 + 2 * 5  # a step is of five tokens at most
+
+
+def test_what_waits_too_long_is_refused_and_what_runs_too_long_ends(served):
+    engine = Engine([served], 1)
+    late, events = asked(served, 8)
+    late.deadline = time.monotonic() - 1
+    engine.start()
+    engine.submit(late)
+    event = last(events)
+    assert isinstance(event, Failure)
+    assert "waited too long" in str(event.error)
+
+    slow, events = asked(served, 200)
+    told = []
+
+    def deliver(event):
+        told.append(event)
+        slow.deadline = time.monotonic() - 1  # after the first step
+        events.put(event)
+
+    slow.deliver = deliver
+    engine.submit(slow)
+    end = last(events)
+    engine.close(60)
+    assert end.reason == "length"
+    assert 1 <= end.usage.completion <= 5
+
+
+def test_each_token_says_how_it_came_about():
+    step = Step(
+        tokens=(10, 11, 12, 13),
+        sources=("copying", "layer_skip", "recycling"),
+        drafter="layer_skip",
+        drafted=5,
+        accepted=3,
+        accepted_on_chain=2,
+    )
+    assert list(origins(step)) == ["copying", "layer_skip", "sibling", "bonus"]
+    assert list(origins(Step(tokens=(10,)))) == ["plain"]
 
 
 def test_no_more_is_counted_as_accepted_than_was_said(served, byte_model, bytes_tokenizer):

@@ -1,7 +1,14 @@
 """The `openai` client, unchanged, against the running server; answers are those of transformers."""
 
+import httpx
 import openai
 import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from swift_sd.serve.decoding import Decoding
+from swift_sd.serve.requests import Chat, Complete
+from swift_sd.testing.families import tiny_model
 
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 GREEDY = {"model": "tiny", "temperature": 0}
@@ -46,14 +53,40 @@ def test_a_stream_has_the_same_text_and_the_usage_at_its_end(client, plain):
     assert reasons[-1] in ("stop", "length")
     usage = chunks[-1].usage
     assert usage.prompt_tokens > 0
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks[:-1])
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
 
 def test_a_completion_streams_too(client, plain):
-    stream = client.completions.create(prompt="def f(x):", max_tokens=30, stream=True, **GREEDY)
-    chunks = list(stream)
+    asked = {"prompt": "def f(x):", "max_tokens": 30, "stream": True, **GREEDY}
+    chunks = list(client.completions.create(**asked))
     assert "".join(chunk.choices[0].text for chunk in chunks) == plain("def f(x):", 30)
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    *_, last = client.completions.create(**asked, stream_options={"include_usage": True})
+    assert last.choices == []
+    assert last.usage.prompt_tokens == len("def f(x):")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_in_the_middle_of_an_answer_is_told(client, plain, monkeypatch, stream):
+    complete, steps = Decoding.next, []
+
+    def breaking(self):
+        steps.append(self)
+        if len(steps) == 2:
+            raise RuntimeError("a fault of ours")
+        return complete(self)
+
+    monkeypatch.setattr(Decoding, "next", breaking)
+    asked = {"messages": MESSAGES, "max_tokens": 40, **GREEDY}
+    if stream:
+        with pytest.raises(openai.APIError, match="its log says why"):
+            list(client.chat.completions.create(**asked, stream=True))
+    else:
+        with pytest.raises(openai.InternalServerError, match="its log says why"):
+            client.chat.completions.create(**asked)
+    answer = client.chat.completions.create(**asked)  # the server goes on
+    assert answer.choices[0].message.content == plain(MESSAGES, 40)
 
 
 def test_usage_tells_drafted_and_accepted_tokens(client):
@@ -158,7 +191,11 @@ def test_a_prompt_beyond_the_context_is_refused(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(prompt="x" * 5000, **GREEDY)
     assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "prompt"
     assert "4096" in caught.value.body["message"]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(messages=[{"role": "user", "content": "x" * 5000}], **GREEDY)
+    assert caught.value.param == "messages"
 
 
 def test_an_empty_prompt_is_refused(client):
@@ -178,6 +215,12 @@ def test_a_key_is_asked_for_where_there_is_one(serving, drafting_swift):
         with server.client() as client, pytest.raises(openai.AuthenticationError) as caught:
             client.models.list()
         assert caught.value.code == "invalid_api_key"
+        for path in ("chat/completions", "completions", "../status", "../metrics", "nothing"):
+            answer = httpx.post(f"{server.url}/v1/{path}", content=b"{")  # not even read
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+        for path in ("/", "/health", "/openapi.json", "/static/page.css"):
+            assert httpx.get(server.url + path).status_code == 200
         for key in ("secret", "other"):
             with server.client(api_key=key) as client:
                 assert [model.id for model in client.models.list()] == ["tiny"]
@@ -195,3 +238,34 @@ def test_two_models_answer_under_their_names(serving, drafting_swift, plain):
                 model=name, prompt="abc", max_tokens=20, temperature=0
             )
             assert answer.choices[0].text == plain("abc", 20)
+
+
+def test_what_is_taken_is_named_as_in_openais_package():
+    """Requests are written anew here, with what is honoured; no name of ours stands among them."""
+    chat = chat_create_params.CompletionCreateParamsBase.__annotations__
+    assert set(Chat.model_fields) <= {*chat, "stream"}
+    text = completion_create_params.CompletionCreateParamsBase.__annotations__
+    # OpenAI offers these for chats only; nothing is made of them.
+    ignored = {"safety_identifier", "prompt_cache_key", "service_tier", "store", "metadata"}
+    assert set(Complete.model_fields) <= {*text, "stream", *ignored}
+
+
+def test_a_chat_without_a_limit_ends_where_drafting_may_not_go_on(
+    serving, bytes_tokenizer, drafting_swift
+):
+    """A dynamic rotary embedding changes behind the trained length."""
+    from swift_sd.serve.limits import Limits
+
+    model = tiny_model(
+        "llama",
+        vocab_size=len(bytes_tokenizer),
+        layers=4,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    )
+    model.generation_config.eos_token_id = None
+    swifts = {"tiny": drafting_swift(model=model)}
+    with serving(swifts, Limits()) as server, server.client() as client:
+        answer = client.chat.completions.create(messages=[MESSAGES[0]], **GREEDY)
+    assert answer.usage.total_tokens <= 64
+    assert answer.choices[0].finish_reason in ("length", "stop")

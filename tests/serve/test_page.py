@@ -177,6 +177,7 @@ def test_text_can_be_read_in_both_modes(driver, server, mode):
         element = page.all(selector)[-1]
         ink = _luminance(element.value_of_css_property("color"))
         paper = _luminance(page.one("body").value_of_css_property("background-color"))
+        assert (paper < 0.2) == (mode == "dark")
         contrast = (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05)
         assert contrast >= 4.5, selector
 

@@ -44,6 +44,14 @@ def test_what_is_learned_is_saved_and_the_next_server_starts_from_it(
     assert learned == served.swift.profile.learned
 
 
+def test_what_was_learned_last_is_saved_when_the_engine_ends(served, tmp_path):
+    path = tmp_path / "profile.json"
+    keeping = ProfileFile(served, path, period=1e9)
+    keeping()  # the next time would be far away
+    answered(served, keeping)
+    assert Profile.load(path).learned["kinds"]
+
+
 def test_what_another_process_saved_is_taken_over(byte_model, bytes_tokenizer, tmp_path):
     path = tmp_path / "profile.json"
     one, other = (Served("tiny", Swift(byte_model, bytes_tokenizer)) for _ in range(2))

@@ -16,7 +16,10 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from swift_sd import Swift, SwiftConfig
+from swift_sd import Profile, Swift, SwiftConfig
+from swift_sd.errors import ConfigError
+from swift_sd.serve.replicas import deployed
+from swift_sd.serve.spec import Spec
 from swift_sd.testing.planted import planted_model
 
 pytestmark = pytest.mark.cluster
@@ -80,9 +83,12 @@ class Cluster:
         children = psutil.Process(self._process.pid).children(recursive=True)
         return {child.pid for child in children if "ServeReplica" in _name(child)}
 
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
     def stop(self) -> None:
         children = psutil.Process(self._process.pid).children(recursive=True)
-        self._process.send_signal(signal.SIGINT)
+        self.interrupt()
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
@@ -132,6 +138,58 @@ def cluster(learned, tmp_path):
             yield made
         finally:
             made.stop()
+
+
+def test_what_is_learned_under_load_survives_a_replica(learned, tmp_path):
+    """No file at the start: one replica learns and writes it, and whatever comes later reads it."""
+    folder, profile = learned[0], tmp_path / "new.json"
+    asked = {**QUESTION, "max_tokens": 80}
+
+    def found() -> bool:
+        return profile.exists() and '"mlp": [' in profile.read_text().replace('"mlp": []', "")
+
+    with (tmp_path / "log").open("w") as log:
+        cluster = Cluster(folder, log, "--replicas", "1", "--profile", str(profile))
+        try:
+            assert until(cluster.is_up, 300)
+            with cluster.client() as client:
+
+                def load() -> bool:
+                    for _ in range(10):
+                        client.completions.create(**asked)
+                    return found()
+
+                assert until(load, 300)
+                (killed,) = cluster.replicas()
+                os.kill(killed, signal.SIGKILL)
+                assert until(lambda: len(cluster.replicas() - {killed}) == 1, 300)
+                assert until(cluster.is_up, 60)
+                client.completions.create(**QUESTION)
+                known = Profile.load(profile).learned["kinds"][-1]["search"]["best"]
+                assert known["attention"] or known["mlp"]
+                assert cluster.skipped() == known
+        finally:
+            cluster.stop()
+
+
+def test_ctrl_c_finishes_the_answers_in_the_making(cluster):
+    assert until(cluster.is_up, 300)
+    asked = {**QUESTION, "max_tokens": 600}
+    with cluster.client() as client, client.completions.create(**asked, stream=True) as stream:
+        chunks = iter(stream)
+        next(chunks)
+        cluster.interrupt()
+        *_, last = chunks
+    assert last.choices[0].finish_reason in ("length", "stop")
+
+
+def test_autoscaling_is_handed_on_and_wrong_names_are_refused():
+    spec = Spec({"tiny": "x"})
+    scaled = deployed(spec, 1, {"min_replicas": 1, "max_replicas": 4})
+    config = scaled._bound_deployment._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.max_replicas) == (1, 4)
+    with pytest.raises(ConfigError, match="--autoscaling"):
+        deployed(spec, 1, {"max_replicas": "many"})
 
 
 def test_a_killed_replica_comes_back_and_nothing_is_lost(cluster, learned):

@@ -60,7 +60,7 @@ def fixed_costs(monkeypatch):
 def test_the_planted_sublayers_are_found_within_a_bounded_number_of_forwards(planted, prompt):
     model, layers = planted
     swift = Swift(model, config=EAGER)
-    for seed in range(4):
+    for seed in range(6):
         assert same_as_alone(swift, prompt(16, seed))
     found = swift.layer_set
     assert len(found.attention & layers) + len(found.mlp & layers) >= 0.9 * 2 * len(layers)
@@ -217,6 +217,38 @@ class TestKindsOfInput:
         assert swift.layer_set == first.best
         assert first.search.told <= told + 8  # it had been found already, or nearly
         assert "2 kinds of input" in swift.search_state
+
+    @pytest.mark.parametrize("score", [0.0, 1.0])
+    def test_a_set_that_is_of_no_use_for_an_unusual_prompt_is_found_out_before_it_drafts(
+        self, planted, prompt, monkeypatch, score
+    ):
+        swift = Swift(planted[0], config=EAGER)
+        prompts = [torch.cat([torch.tensor([[kind + 4]]), prompt(31, kind)], 1) for kind in (0, 1)]
+        for _ in range(3):
+            assert same_as_alone(swift, prompts[0])
+        first = learner(swift).kinds.latest
+        assert first.best.skip_ratio
+        told, scored, scoring = first.search.told, [], Window.matchness
+
+        def matchness(self, view):
+            scored.append(view.layer_set)
+            return score
+
+        monkeypatch.setattr(Window, "matchness", matchness)
+        assert same_as_alone(swift, prompts[1], new=2)
+        assert scored[0] == first.best
+        latest = learner(swift).kinds.latest
+        if score:
+            assert latest is first
+            assert first.search.told > told
+        else:
+            assert latest is not first
+            assert first.search.told == told  # it learned nothing wrong
+            assert latest.promise == first.search.gain
+            assert not swift.layer_set.skip_ratio
+        monkeypatch.setattr(Window, "matchness", scoring)
+        assert same_as_alone(swift, prompts[0], new=4)
+        assert learner(swift).kinds.latest is first
 
 
 class TestPaper:

@@ -131,13 +131,13 @@ def test_a_missing_file_and_one_of_a_later_version_are_refused(model, learned, t
     with pytest.raises(ProfileError, match="cannot read"):
         Swift(model, profile=tmp_path / "absent.json")
     learned.save(tmp_path / "x.json")
-    data = json.loads((tmp_path / "x.json").read_text()) | {"version": 3}
+    data = json.loads((tmp_path / "x.json").read_text()) | {"version": 99}
     (tmp_path / "x.json").write_text(json.dumps(data))
-    with pytest.raises(ProfileError, match="version 3"):
+    with pytest.raises(ProfileError, match="version 99"):
         Profile.load(tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("key", ["kinds", "costs", "influence"])
+@pytest.mark.parametrize("key", ["kinds", "costs"])
 @pytest.mark.parametrize("value", [3, "x", [3], {"a": 1}])
 def test_damage_inside_is_found_before_any_response(model, learned, key, value):
     damaged = Profile(learned.model, learned.machine, {**learned.learned, key: value})

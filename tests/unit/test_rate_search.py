@@ -258,6 +258,22 @@ def test_a_fork_goes_its_own_way():
     assert fork.told == planted.search.told + 30
 
 
+def test_a_set_is_of_no_use_where_even_a_lucky_score_would_not_pay():
+    planted = Planted(16, 8, 2)
+    planted.turns(60)
+    search = planted.search
+    assert search.gain > 1
+    useful = [hits for hits in range(33) if search.is_of_use(hits / 32, 32)]
+    assert useful == list(range(useful[0], 33))  # the better the score, the likelier
+    assert 0 < useful[0] < 32
+    # Of more tokens no luck is to be supposed: what pays there is what pays.
+    rates = planted.rates.of(sublayer_bits(search.best)[None], np.arange(0, 1, 0.01)[:, None])
+    least = 0.01 * int((rates[:, 0] > planted.rates.plain).argmax())
+    assert search.is_of_use(least + 0.02, 10**6)
+    assert not search.is_of_use(least - 0.02, 10**6)
+    assert useful[0] / 32 < least
+
+
 def test_a_finished_search_is_still_finished_when_it_is_loaded():
     planted = Planted(16, 7, 3)
     assert planted.turns(250) < 250

@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from swift_sd.adapting.basis import (
-    Basis,
     costs_from_dict,
     costs_to_dict,
     measured_costs,
     measured_influence,
 )
 from swift_sd.adapting.costs import Costs
-from swift_sd.adapting.kinds import Kind, Kinds
+from swift_sd.adapting.kinds import Kind, Kinds, Met
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.objective import Array
 from swift_sd.adapting.prompt_view import PromptView
@@ -39,6 +38,7 @@ CHEAP = 2.0  # plain steps that reading a window may take
 FEWEST = 12  # tokens below which a score says nothing
 SHARE = 0.02  # of all time, what the search may take as long as no gain is in sight,
 MOST = 0.1  # and while one is
+DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
 FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
 DIFFERENT = 0.1  # of all sublayers
 WORTH = 1.1  # times the speed of the set in use that must be hoped for: a gain is in sight
@@ -49,7 +49,8 @@ class Adaptation:
 
     One forward over the latest text measures how much each sublayer adds to the residual stream,
     one step what each costs. Where that promises a gain, one candidate a round is scored. Kinds of
-    input have searches of their own: see `Kinds`.
+    input have searches of their own: see `Kinds`. On a prompt unlike those before, the set in use
+    is scored first of all; where it is of no use, another kind is founded at once.
 
     Of several responses at once, one looks for better sets at a time, and all use what it finds.
 
@@ -78,10 +79,9 @@ class Adaptation:
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
         self._eager, self._bits = eager, bits
-        self._elapsed = self._spent = 0.0
+        self._elapsed = self._spent = self._doubted = 0.0  # seconds
         self._latest: float | None = None  # seconds that the latest look took
         self._costs: Costs | None = None
-        self._influence: tuple[float, ...] | None = None
         self._searching = Lock()
         self.kinds = Kinds()
         self.told = 0  # scores, by this object
@@ -96,11 +96,11 @@ class Adaptation:
         """What improves `view` during one response."""
         return Adapting(self, view, self._sublayers)
 
-    def read(self, vector: Array, view: AnyDraft) -> tuple[Kind, float]:
-        """The kind of a prompt, for which `view` is set, and its distance: see `Kinds.of`."""
-        kind, distance = self.kinds.of(vector)
-        self._use(kind, view)
-        return kind, distance
+    def read(self, vector: Array, view: AnyDraft) -> Met:
+        """A prompt, for whose kind `view` is set; see `Kinds.of`."""
+        met = self.kinds.of(vector)
+        self._use(met.kind, view)
+        return met
 
     def has_changed(self, kind: Kind, step: Step) -> bool:
         """Count a round; whether drafts are accepted more or less often than they used to be."""
@@ -110,30 +110,29 @@ class Adaptation:
         right = step.accepted_on_chain
         return kind.changes.saw(right, min(right + 1, step.drafted))
 
-    def follow(self, kind: Kind, vector: Array, distance: float) -> Kind:
-        """The kind to go on with after such a change; it is searched from what is known."""
-        if kind not in self.kinds:  # another process knows better by now
-            return kind
+    def follow(self, met: Met) -> None:
+        """After such a change: search on from what is known, for another kind if need be."""
+        kind = met.kind
         with self._searching:
-            new = self.kinds.split(kind, vector, distance)
-            if new is kind and kind.search is not None:
+            self._split(met)
+            if met.kind is kind and kind.search is not None:
                 kind.search.resume()
-        return new
 
-    def improve(self, kind: Kind, state: DecodingState, view: AnyDraft) -> None:
+    def improve(self, met: Met, state: DecodingState, view: AnyDraft) -> None:
         """Spend a little of what may be spent; `view` then skips the best set known."""
         tokens = self._window(state)
         can = tokens >= FEWEST and state.cache.can_rewind(tokens)
         if can and self._searching.acquire(blocking=False):
             try:
-                if self._may_spend(kind):
-                    begin = perf_counter()
-                    self._search(kind, state, tokens, view)
-                    self._latest = perf_counter() - begin
+                if met.in_doubt and met.kind.search is not None:
+                    if self._may_doubt():
+                        self._doubted += _seconds(lambda: self._doubt(met, state, tokens, view))
+                elif self._may_spend(met.kind):
+                    self._latest = _seconds(lambda: self._search(met.kind, state, tokens, view))
                     self._spent += self._latest
             finally:
                 self._searching.release()
-        self._use(kind, view)
+        self._use(met.kind, view)
 
     def _window(self, state: DecodingState) -> int:
         """Tokens to score on: the prompt's too, if the target can say cheaply what it would choose.
@@ -152,7 +151,6 @@ class Adaptation:
         with self._searching:
             return {
                 "bits": self._bits,
-                "influence": list(self._influence) if self._influence is not None else None,
                 "costs": costs_to_dict(self._costs) if self._costs is not None else None,
                 "kinds": [kind.to_dict() for kind in self.kinds],
             }
@@ -171,11 +169,6 @@ class Adaptation:
             kinds = [Kind.from_dict(entry, depth) for entry in data["kinds"]]
             same_drafts = data["bits"] == self._bits
             costs = costs_from_dict(data["costs"], depth) if data["costs"] is not None else None
-            influence = data["influence"]
-            if influence is not None:
-                influence = tuple(map(float, influence))
-                if len(influence) != 2 * max(depth - 2, 0):
-                    raise ValueError(f"influence of {len(influence)} sublayers")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"what was learned is damaged: {error}") from None
         restored = Kinds()
@@ -183,12 +176,12 @@ class Adaptation:
             restored.add(kind if same_drafts else replace(kind, saved=None))
         with self._searching:
             self.kinds = restored
-            self._influence = influence
             self._costs = costs if same_machine and same_drafts else None
 
     def _use(self, kind: Kind, view: AnyDraft) -> None:
-        before, best = view.layer_set, kind.best
-        if best is None or best == before:
+        before = view.layer_set
+        best = kind.best or LayerSet.none(before.depth)
+        if best == before:
             return
         view.use(best)
         if before.distance(best) > DIFFERENT * 2 * before.depth:
@@ -200,47 +193,75 @@ class Adaptation:
             return False
         if self._eager:
             return True
-        in_sight = search is not None and search.hope > WORTH * search.gain
-        share = MOST if in_sight else SHARE
+        hope = search.hope / search.gain if search is not None else kind.promise
+        share = MOST if hope > WORTH else SHARE
         needed = self._latest if self._latest is not None else FIRST * step
         return self._spent + needed <= share * self._elapsed
 
+    def _may_doubt(self) -> bool:
+        reading = self._pace.verify(WINDOW)
+        if self._eager or reading is None:
+            return self._eager
+        return self._doubted + CHEAP * reading <= DOUBT * self._elapsed
+
+    def _doubt(self, met: Met, state: DecodingState, tokens: int, view: AnyDraft) -> None:
+        """See whether the set of the kind is of use for a prompt unlike those before."""
+        search = met.kind.search
+        assert search is not None
+        met.in_doubt = False
+        score = self._matchness(search.best, state, tokens, view)
+        if search.is_of_use(score, tokens):
+            self._tell(met.kind, search.best, score, tokens)
+        else:
+            self._split(met, knows_nothing=True)
+
+    def _split(self, met: Met, *, knows_nothing: bool = False) -> None:
+        if met.kind in self.kinds:  # else another process knows better by now
+            self.kinds.split(met, knows_nothing=knows_nothing)
+
     def _search(self, kind: Kind, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         if kind.search is None:
-            kind.search, kind.saved = self._started(kind, self._basis(state, view)), None
+            kind.search, kind.saved = self._started(kind, state, view), None
             return
+        candidate = kind.search.ask()
+        self._tell(kind, candidate, self._matchness(candidate, state, tokens, view), tokens)
+
+    def _matchness(
+        self, candidate: LayerSet, state: DecodingState, tokens: int, view: AnyDraft
+    ) -> float:
         window = Window(lambda: View(self._reading()), state, tokens)
-        before, candidate = kind.search.best, kind.search.ask()
+        before = view.layer_set
         view.use(candidate)
         try:
-            score = window.matchness(view)
+            return window.matchness(view)
         finally:
             view.use(before)
-        kind.search.tell(candidate, score, tokens)
+
+    def _tell(self, kind: Kind, candidate: LayerSet, score: float, tokens: int) -> None:
+        search = kind.search
+        assert search is not None
+        before = search.best
+        search.tell(candidate, score, tokens)
         self.told += 1
-        if kind.search.best != before:  # another acceptance is to be expected from here on
+        if search.best != before:  # another acceptance is to be expected from here on
             kind.changes.restart()
 
-    def _basis(self, state: DecodingState, view: AnyDraft) -> Basis:
-        """Measured now, but for what is known."""
-        if self._influence is None:
-            self._influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
+    def _started(self, kind: Kind, state: DecodingState, view: AnyDraft) -> RateSearch:
+        """A search for a kind, from what is known and, where need be, measured now."""
+        if kind.influence is None:
+            kind.influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
         if self._costs is None:
             self._costs = measured_costs(view, state, self._pace)
-        return Basis(self._costs, self._influence)
+        costs = self._costs
 
-    def _started(self, kind: Kind, basis: Basis) -> RateSearch:
         def verify(rows: int) -> float:
-            return self._pace.verify(rows) or basis.costs.step
+            return self._pace.verify(rows) or costs.step
 
-        given: Any = {
-            "max_draft": self._max_draft,
-            "hints": basis.influence,
-            "rounded": self._bits < 16,
-        }
+        given: Any = {"max_draft": self._max_draft, "hints": kind.influence}
+        given["rounded"] = self._bits < 16
         if kind.saved is None:
-            return RateSearch(basis.costs, verify, **given)
-        return RateSearch.from_dict(kind.saved, basis.costs, verify, **given)
+            return RateSearch(costs, verify, **given)
+        return RateSearch.from_dict(kind.saved, costs, verify, **given)
 
 
 class Adapting:
@@ -255,7 +276,7 @@ class Adapting:
     def __init__(self, adaptation: Adaptation, view: AnyDraft, sublayers: Sublayers) -> None:
         self._adaptation, self._view, self._sublayers = adaptation, view, sublayers
         self._prompt: PromptView | None = None
-        self._kind: Kind | None = None
+        self._met: Met | None = None
 
     def reader(self, module: nn.Module) -> PromptView:
         """See `decoding.drafter.Adapter`."""
@@ -264,10 +285,15 @@ class Adapting:
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """See `decoding.drafter.Adapter`."""
-        if self._kind is None:
+        if self._met is None:
             assert self._prompt is not None
-            self._vector = self._prompt.mean
-            self._kind, self._distance = self._adaptation.read(self._vector, self._view)
-        if self._adaptation.has_changed(self._kind, step):
-            self._kind = self._adaptation.follow(self._kind, self._vector, self._distance)
-        self._adaptation.improve(self._kind, state, self._view)
+            self._met = self._adaptation.read(self._prompt.mean, self._view)
+        if self._adaptation.has_changed(self._met.kind, step):
+            self._adaptation.follow(self._met)
+        self._adaptation.improve(self._met, state, self._view)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    begin = perf_counter()
+    work()
+    return perf_counter() - begin

@@ -1,8 +1,7 @@
-"""What a search starts from: the seconds and the influence of each sublayer, measured once."""
+"""What a search starts from: the seconds and the influence of each sublayer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -18,24 +17,12 @@ from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 
 
-@dataclass(frozen=True)
-class Basis:
-    """Known before any score.
-
-    Attributes:
-        costs: of this machine.
-        influence: how much each sublayer adds to the residual stream: attention of layers 1 to
-            depth - 2, then their MLPs.
-    """
-
-    costs: Costs
-    influence: tuple[float, ...]
-
-
 def measured_influence(
     model: nn.Module, sublayers: Sublayers, state: DecodingState, tokens: int
 ) -> tuple[float, ...]:
-    """By one forward over the latest `tokens`; the cache is as before.
+    """How much each sublayer adds to the residual stream, by one forward over the latest `tokens`.
+
+    Attention of layers 1 to depth - 2, then their MLPs. The cache is as before.
 
     Args:
         model: the target, or what computes the same more quickly.

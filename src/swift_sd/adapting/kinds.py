@@ -16,6 +16,7 @@ from swift_sd.model.layer_set import LayerSet
 
 MOST = 16  # kinds; the one not met for longest is forgotten
 MEMORY = 64  # prompts after which old ones count half
+FAR = 1.25  # times the usual distance: a prompt unlike the others
 
 
 @dataclass(eq=False)
@@ -26,16 +27,21 @@ class Kind:
         total: sum of the vectors of its prompts, `[hidden]`.
         prompts: how many they are.
         apart: sum of the distances at which all but the first joined.
+        influence: how much each sublayer adds on such text, see `measured_influence`; None before
+            it is measured.
         search: what was found for them; None before anything could be measured.
         saved: the same in the form of a profile, until there is a `search`.
+        promise: speed as a multiple of plain decoding's that is hoped for until then.
         changes: watches how many drafted tokens are accepted.
     """
 
     total: Array
     prompts: float = 0.0
     apart: float = 0.0
+    influence: tuple[float, ...] | None = None
     search: RateSearch | None = None
     saved: dict[str, Any] | None = None
+    promise: float = 1.0
     changes: Changes = field(default_factory=Changes)
 
     @property
@@ -49,6 +55,13 @@ class Kind:
         """From the mean of its prompts."""
         return float(np.linalg.norm(vector - self.total / max(self.prompts, 1.0)))
 
+    def is_apart(self, distance: float) -> bool:
+        """Whether the latest prompt, which joined at this distance, is unlike those before."""
+        others = self.prompts - 1
+        if others < 2:
+            return others >= 1
+        return distance > FAR * (self.apart - distance) / (others - 1)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
         known = self.search.to_dict() if self.search is not None else self.saved
@@ -57,6 +70,7 @@ class Kind:
             "centre": [float(f"{number:.4g}") for number in centre],
             "prompts": self.prompts,
             "apart": self.apart,
+            "influence": list(self.influence) if self.influence is not None else None,
             "search": known,
         }
 
@@ -72,18 +86,40 @@ class Kind:
             centre = np.array(data["centre"], dtype=np.float64)
             if not (np.isfinite([*centre, prompts, apart]).all() and centre.ndim == 1):
                 raise ValueError("numbers that are not finite")
+            influence = data["influence"]
+            if influence is not None:
+                influence = tuple(map(float, influence))
+                if len(influence) != 2 * max(depth - 2, 0):
+                    raise ValueError(f"influence of {len(influence)} sublayers")
             if data["search"] is not None:
                 check_saved(data["search"], depth)
-            return cls(centre * prompts, prompts, apart, saved=data["search"])
+            return cls(centre * prompts, prompts, apart, influence, saved=data["search"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"a kind of input is damaged: {error}") from None
+
+
+@dataclass(eq=False)
+class Met:
+    """A prompt among the kinds.
+
+    Attributes:
+        vector: what stands for it, `[hidden]`, see `PromptView.mean`.
+        kind: the one it belongs to, as far as is known.
+        distance: from the prompts of that kind before.
+        in_doubt: whether it is unlike those, and it is yet to be seen whether their set is of use.
+    """
+
+    vector: Array
+    kind: Kind
+    distance: float
+    in_doubt: bool
 
 
 class Kinds:
     """All kinds met so far: a prompt is of the kind it is nearest to.
 
-    There is one at first. Another is founded by a prompt for which the set of its kind turns out
-    to be the wrong one: so there are as many as make a difference.
+    There is one at first. Another is founded by a prompt unlike those before, for which the set of
+    its kind turns out to be the wrong one: so there are as many as make a difference.
     """
 
     def __init__(self) -> None:
@@ -106,8 +142,8 @@ class Kinds:
         with self._lock:
             self._kinds = [*self._kinds, kind][-MOST:]
 
-    def of(self, vector: Array) -> tuple[Kind, float]:
-        """The kind of a prompt, which joins it, and how far it was from those before.
+    def of(self, vector: Array) -> Met:
+        """A prompt and its kind, which it joins.
 
         Args:
             vector: `[hidden]`, see `PromptView.mean`.
@@ -123,24 +159,29 @@ class Kinds:
             kind.total = fade * kind.total + vector
             kind.prompts = fade * kind.prompts + 1
             kind.apart = fade * kind.apart + distance
-            return kind, distance
+            skips = kind.best is not None and kind.best.skip_ratio > 0
+            return Met(vector, kind, distance, in_doubt=skips and kind.is_apart(distance))
 
-    def split(self, kind: Kind, vector: Array, distance: float) -> Kind:
-        """The kind to go on with, as drafts for this prompt are not accepted as they used to be.
+    def split(self, met: Met, *, knows_nothing: bool = False) -> None:
+        """Found a kind for a prompt unlike those before, whose drafts are not accepted as theirs.
 
-        A new one, which begins with what is known, if the prompt is unlike those before; else the
-        kind itself has changed.
+        Of a prompt like those before nothing comes: the kind itself has changed.
 
         Args:
-            vector, distance: the prompt's, and what `of` said.
+            met: what `of` said; then of the new kind.
+            knows_nothing: whether that begins with nothing, as what is known is of no use for this
+                prompt; else it goes on from what is known.
         """
-        others = kind.prompts - 1
-        if others < 1 or (others >= 2 and distance <= (kind.apart - distance) / (others - 1)):
-            return kind
+        kind = met.kind
+        if not kind.is_apart(met.distance):
+            return
         with self._lock:
-            kind.total = kind.total - vector
-            kind.prompts, kind.apart = others, max(kind.apart - distance, 0.0)
-        search = kind.search.fork() if kind.search is not None else None
-        new = Kind(vector.copy(), 1.0, search=search, saved=kind.saved)
-        self.add(new)
-        return new
+            kind.total, kind.prompts = kind.total - met.vector, kind.prompts - 1
+            kind.apart = max(kind.apart - met.distance, 0.0)
+        met.kind, met.in_doubt = Kind(met.vector.copy(), 1.0), False
+        if not knows_nothing:
+            met.kind.influence, met.kind.saved = kind.influence, kind.saved
+            met.kind.search = kind.search.fork() if kind.search is not None else None
+        elif kind.search is not None:
+            met.kind.promise = kind.search.gain
+        self.add(met.kind)

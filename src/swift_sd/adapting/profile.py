@@ -15,7 +15,7 @@ from swift_sd.adapting.fingerprint import machine_fingerprint, model_fingerprint
 from swift_sd.cache_folder import cache_root
 from swift_sd.errors import ProfileError
 
-VERSION = 2
+VERSION = 3
 PRECISIONS = (4, 8, 16)  # bits
 
 

@@ -114,6 +114,20 @@ class RateSearch:
         """The rate to expect if all harms were known, as a multiple of plain decoding's."""
         return self.gain * (1 + self._regret)
 
+    def is_of_use(self, score: float, trials: int) -> bool:
+        """Whether drafts with `best` may be faster than none, on text where it scored so.
+
+        Args:
+            score: its matchness there; it counts as two standard deviations better.
+            trials: tokens that it was scored on. What is no matchness says nothing.
+        """
+        if not is_matchness(score, trials):
+            return True
+        share = (score * trials + 1) / (trials + 2)
+        hoped = min(share + 2 * math.sqrt(share * (1 - share) / (trials + 3)), 1.0)
+        rates = self._rates.of(sublayer_bits(self.best)[None], np.array([hoped]))
+        return float(rates[0]) > self._rates.plain
+
     def fork(self) -> RateSearch:
         """A search that goes on by itself from what is known."""
         other = copy.deepcopy(self)

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
-from swift_sd.bench.settings import difference
-from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, pairs_by_method
+from swift_sd.bench.settings import difference, short_name
+from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, chance_of_more, pairs_by_method
 from swift_sd.errors import ConfigError
 
-SAME_WORK = ("model", "digest", "max_new_tokens", "temperature", "stream")
-FEWEST = 5  # all of four questions lean to one side by chance once in eight
+SAME_WORK = ("digest", "max_new_tokens", "temperature", "stream")
+NOTED = ("cpu", "cores", "threads", "torch", "transformers", "commit")
+BY_CHANCE = 0.05
+FEWEST = 6  # all of five questions lean to one side by chance once in sixteen
 FASTER, SLOWER, NOISE, TOO_FEW = "faster", "slower", "within noise", "too few"
 
 
@@ -25,9 +28,9 @@ def compare(
     """One row for each method and group that both runs have.
 
     Where they asked the same questions, `ratio` is the geometric mean over these of the later
-    speedup ÷ the earlier, and `interval` its bootstrap; beyond noise is what leaves 1 outside.
-    Without a question in common, `ratio` is that of the groups' speedups, and beyond noise are
-    intervals that do not overlap.
+    speedup ÷ the earlier, and `interval` its bootstrap; beyond noise is what chance alone would
+    give once in twenty times, see `chance_of_more`. Without a question in common, `ratio` is that
+    of the groups' speedups, and beyond noise are intervals that do not overlap.
 
     Args:
         force: also compare what was not the same work.
@@ -35,8 +38,10 @@ def compare(
     Raises:
         ConfigError: the runs did different work, or no method and group is in both.
     """
-    differs = difference(after["settings"], before["settings"], SAME_WORK) or difference(
-        after["environment"], before["environment"], ("dtype",)
+    differs = (
+        difference(_model(after, before), _model(before, after), ("model",))
+        or difference(after["settings"], before["settings"], SAME_WORK)
+        or difference(after["environment"], before["environment"], ("dtype",))
     )
     if differs is not None and not force:
         raise ConfigError(
@@ -62,6 +67,36 @@ def compare(
     return rows
 
 
+def notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What else differs between two runs, in sentences."""
+    said = []
+    one, other = before["environment"], after["environment"]
+    for name in NOTED:
+        if one.get(name) != other.get(name):
+            said.append(f"{name} is {one.get(name)} in A and {other.get(name)} in B.")
+    for name, mine, others in (("A", before, after), ("B", after, before)):
+        alone = [method for method in mine["summary"] if method not in others["summary"]]
+        if alone:
+            said.append(f"Only in {name}: {', '.join(alone)}.")
+    for method, groups in after["summary"].items():
+        earlier, later = (
+            (figures[OVERALL]["identical"], figures[OVERALL]["questions"])
+            for figures in (before["summary"].get(method, groups), groups)
+        )
+        if earlier != later and None not in (earlier[0], later[0]):
+            said.append(
+                f"{method} gave hf's tokens in {earlier[0]} of {earlier[1]} questions in A, "
+                f"in {later[0]} of {later[1]} in B."
+            )
+    return said
+
+
+def _model(run: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Which model a run was of: by its weights where both say, else by its name."""
+    digests = [(one["environment"].get("model") or {}).get("digest") for one in (run, other)]
+    return {"model": digests[0] if all(digests) else short_name(run["settings"]["model"])}
+
+
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """For a terminal."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
@@ -73,8 +108,8 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         low_high = "–" if row["interval"] is None else "{:.2f}–{:.2f}".format(*row["interval"])
         table.add_row(
-            row["method"],
-            row["group"],
+            escape(row["method"]),
+            escape(row["group"]),
             f"{row['before']:.2f}",
             f"{row['after']:.2f}",
             f"{row['ratio']:.2f}",
@@ -91,7 +126,10 @@ def _shared(before: Sequence[Pair], after: Sequence[Pair], group: str) -> list[f
     return [
         math.log(pair.speedup / earlier[pair.question_id].speedup)
         for pair in after
-        if pair.question_id in earlier and group in (pair.group, OVERALL)
+        if pair.question_id in earlier
+        and group in (pair.group, OVERALL)
+        # An interrupted run may have the first turn only.
+        and pair.turns == earlier[pair.question_id].turns
     ]
 
 
@@ -99,11 +137,13 @@ def _paired(changes: Sequence[float], seed: int) -> dict[str, Any]:
     rows = [[change] for change in changes]
     bounds = bootstrap(rows, lambda drawn: drawn.mean(axis=(1, 2)), seed)
     interval = None if bounds is None else [math.exp(bound) for bound in bounds]
+    ratio = math.exp(statistics.fmean(changes))
     verdict = TOO_FEW
-    if interval is not None and len(changes) >= FEWEST:
-        verdict = FASTER if interval[0] > 1 else SLOWER if interval[1] < 1 else NOISE
+    if len(changes) >= FEWEST:
+        by_chance = chance_of_more(changes, seed) > BY_CHANCE
+        verdict = NOISE if by_chance else FASTER if ratio > 1 else SLOWER
     return {
-        "ratio": math.exp(statistics.fmean(changes)),
+        "ratio": ratio,
         "interval": interval,
         "questions": len(changes),
         "verdict": verdict,

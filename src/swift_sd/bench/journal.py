@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ SAME_MACHINE = (
 def alone(folder: Path) -> Iterator[None]:
     """Keep other processes from writing in `folder`, which is made if it is not there.
 
+    It is removed again if nothing was written.
+
     Raises:
         ConfigError: one does already.
     """
@@ -44,6 +46,19 @@ def alone(folder: Path) -> Iterator[None]:
     finally:
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def check_folder(folder: Path, settings: Entry) -> None:
+    """See that a run with these settings may write in `folder`, before anything is loaded.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings, or a damaged file.
+    """
+    header, _ = _read(folder / NAME)
+    if header is not None:
+        _require_same(folder, settings, header.get("settings", {}), _deciding(settings))
 
 
 class Journal:
@@ -69,7 +84,7 @@ class Journal:
         if header is None:
             header = {"kind": "header", "settings": settings, "environment": environment}
             self._write(header)
-        _require_same(folder, settings, header.get("settings", {}), tuple(settings))
+        _require_same(folder, settings, header.get("settings", {}), _deciding(settings))
         _require_same(folder, environment, header.get("environment", {}), SAME_MACHINE)
         self.environment: Entry = header["environment"]
 
@@ -118,6 +133,11 @@ def _read(path: Path) -> tuple[Entry | None, list[Entry]]:
             )
         entries.append(entry)
     return (entries[0], entries[1:]) if entries else (None, [])
+
+
+def _deciding(settings: Entry) -> tuple[str, ...]:
+    """All but what is only said about a run."""
+    return tuple(name for name in settings if name != "note")
 
 
 def _require_same(folder: Path, wanted: Entry, found: Entry, keys: tuple[str, ...]) -> None:

@@ -5,6 +5,8 @@ A new one is a subclass of `Method` with a name, a sentence and `start`, decorat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from swift_sd.bench.method import HF, Answer, Method, Outcome, register
@@ -32,13 +34,33 @@ class Hf(Method):
         """The same each time: nothing is kept between responses."""
         generate: Any = self.subject.model.generate
         extra = self.extra()
-        figures = {} if extra else {"tokens_per_forward": 1.0}
 
         def answer(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
-            output = generate(**inputs, **arguments, **extra)
-            return Outcome(output[0, inputs["input_ids"].shape[1] :].tolist(), figures)
+            with self._forwards() as forwards:
+                output = generate(**inputs, **arguments, **extra)
+            ids = output[0, inputs["input_ids"].shape[1] :].tolist()
+            # The first one read the prompt, as in `Trace.summary`.
+            rounds = len(forwards) - 1
+            return Outcome(ids, {"tokens_per_forward": (len(ids) - 1) / rounds} if rounds else {})
 
         return answer
+
+    @contextmanager
+    def _forwards(self) -> Iterator[list[bool]]:
+        """Gains an entry with every forward that runs all layers: not with drafts of the first."""
+        seen: list[bool] = []
+        config: Any = self.subject.model.config.get_text_config()
+        depth = getattr(config, "num_hidden_layers", None)
+
+        def saw(*_: Any) -> None:
+            if getattr(config, "num_hidden_layers", None) == depth:
+                seen.append(True)
+
+        hook = self.subject.model.register_forward_hook(saw)
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
 
 @register
@@ -64,14 +86,27 @@ class HfAssisted(Hf):
     needs = "draft_model"
 
     def extra(self) -> dict[str, Any]:
-        """See `Hf.extra`; two vocabularies are bridged by transformers."""
+        """See `Hf.extra`; transformers bridges two vocabularies if they differ in size."""
         subject = self.subject
-        assert subject.draft_model is not None
         extra: dict[str, Any] = {"assistant_model": subject.draft_model}
-        theirs = subject.draft_tokenizer
-        if theirs is not None and theirs.get_vocab() != subject.tokenizer.get_vocab():
-            extra |= {"tokenizer": subject.tokenizer, "assistant_tokenizer": theirs}
+        if self._sizes_differ:
+            tokenizers = (subject.tokenizer, subject.draft_tokenizer)
+            extra |= dict(zip(("tokenizer", "assistant_tokenizer"), tokenizers, strict=True))
         return extra
+
+    def unavailable(self) -> str | None:
+        """Two vocabularies of one size are taken for the same by transformers."""
+        ours, theirs = self.subject.tokenizer, self.subject.draft_tokenizer
+        same = self._sizes_differ or theirs is None or theirs.get_vocab() == ours.get_vocab()
+        return None if same else "the draft model has another vocabulary of the same size"
+
+    @property
+    def _sizes_differ(self) -> bool:
+        """What transformers goes by."""
+        ours, theirs = self.subject.model, self.subject.draft_model
+        assert theirs is not None
+        sizes = [model.config.get_text_config().vocab_size for model in (ours, theirs)]
+        return bool(sizes[0] != sizes[1])
 
 
 @register
@@ -87,9 +122,28 @@ class HfEarlyExit(Hf):
         depth: int = self.subject.model.config.get_text_config().num_hidden_layers
         return max(1, round(EARLY_EXIT * depth))
 
+    @property
+    def _base(self) -> Any:
+        """The model without its head, whose config transformers changes for a draft."""
+        model: Any = self.subject.model
+        return getattr(model, model.base_model_prefix, None)
+
     def extra(self) -> dict[str, Any]:
         """See `Hf.extra`."""
         return {"assistant_early_exit": self._exit}
+
+    def start(self) -> Answer:
+        """See `Hf.start`; should it break, the model has all its layers again."""
+        answer, config = super().start(), self._base.config
+        depth = config.num_hidden_layers
+
+        def safely(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
+            try:
+                return answer(inputs, arguments)
+            finally:
+                config.num_hidden_layers = depth
+
+        return safely
 
     def unavailable(self) -> str | None:
         """Early exit works by lowering a number in the config, which not every model minds."""
@@ -98,15 +152,14 @@ class HfEarlyExit(Hf):
         from swift_sd.model.sublayers import find_sublayers
 
         model: Any = self.subject.model
-        base = getattr(model, model.base_model_prefix, None)
+        base, reached = self._base, list[bool]()
         config: Any = getattr(base, "config", None)
         if base is None or not hasattr(config, "num_hidden_layers"):
             return "transformers cannot end a forward of this architecture early"
-        reached: list[bool] = []
-        layers: Any = model.get_submodule(".".join(find_sublayers(model).path))
-        watch = layers[-1].register_forward_pre_hook(lambda *_: reached.append(True))
-        depth = config.num_hidden_layers
+        depth, watch = config.num_hidden_layers, None
         try:
+            layers: Any = model.get_submodule(".".join(find_sublayers(model).path))
+            watch = layers[-1].register_forward_pre_hook(lambda *_: reached.append(True))
             config.num_hidden_layers = self._exit
             with torch.no_grad():
                 base(torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
@@ -114,7 +167,8 @@ class HfEarlyExit(Hf):
             return f"the model cannot end a forward early ({type(error).__name__})"
         finally:
             config.num_hidden_layers = depth
-            watch.remove()
+            if watch is not None:
+                watch.remove()
         return "this architecture runs all its layers all the same" if reached else None
 
 

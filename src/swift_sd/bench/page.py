@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from swift_sd.bench import plots
 from swift_sd.bench.catalogue import METHODS
 from swift_sd.bench.results import write_atomically
-from swift_sd.bench.table import groups_of
+from swift_sd.bench.settings import short_name
+from swift_sd.bench.table import groups_of, set_up_seconds
 from swift_sd.errors import ConfigError
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 SHOWN = ("cpu", "cores", "threads", "memory", "accelerator", "device", "dtype", "system")
-NOTABLE = 0.05  # seconds
 VERSIONS = ("python", "torch", "transformers", "swift_sd", "commit", "date")
 
 
@@ -58,6 +57,7 @@ def render(results: dict[str, Any]) -> str:
     settings = results["settings"]
     return template.render(
         settings=settings,
+        model=short_name(settings["model"]),
         greedy=settings["temperature"] == 0,
         summary=results["summary"],
         groups=groups_of(results["summary"]),
@@ -67,7 +67,7 @@ def render(results: dict[str, Any]) -> str:
         warnings=results.get("warnings", []),
         views=_draft_views(results),
         facts=_facts(results),
-        set_up=_set_up(results),
+        set_up=set_up_seconds(results),
         version=results["environment"].get("swift_sd"),
     )
 
@@ -128,22 +128,12 @@ def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def _set_up(results: dict[str, Any]) -> list[tuple[str, float]]:
-    """Median seconds that making each method ready took, where that is worth a word."""
-    found: dict[str, list[float]] = {}
-    for record in results["records"]:
-        if record.get("set_up_seconds") is not None:
-            found.setdefault(record["method"], []).append(record["set_up_seconds"])
-    medians = {method: median(seconds) for method, seconds in found.items()}
-    return [(method, seconds) for method, seconds in medians.items() if seconds >= NOTABLE]
-
-
 def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """What to know to repeat the run."""
     environment, settings = results["environment"], results["settings"]
     model = environment.get("model") or {}
     parameters = f", {model['parameters'] / 1e6:,.0f} M parameters" if model else ""
-    facts = [("model", settings["model"] + parameters)]
+    facts = [("model", short_name(settings["model"]) + parameters)]
     facts += [
         (name.replace("_", " "), _shown(name, environment[name]))
         for name in (*SHOWN, *VERSIONS)
@@ -160,6 +150,8 @@ def _facts(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown(name: str, value: Any) -> str:
+    if name == "draft_model":
+        return short_name(value)
     if name == "memory":
         return f"{value / 2**30:.0f} GiB"
     if isinstance(value, bool):

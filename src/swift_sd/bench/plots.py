@@ -22,6 +22,7 @@ FADED = 0.35
 # Told apart by most colour-blind readers, on white and on dark (after Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#7f7f7f")
 PHASES = ("prefill", "draft", "verify", "accept", "adapt", "other")
+LINES = ("-", "--", ":")  # for more methods than colours
 SMOOTHED = 5  # questions of which the line over the stream shows the median
 
 
@@ -48,7 +49,7 @@ def speedup_plot(results: dict[str, Any]) -> str:
         axes.axvline(1, color=INK, linewidth=1)
         for row in range(1, len(groups)):
             axes.axhline(row - 0.5, color=INK, linewidth=0.5, alpha=FADED)
-        axes.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
+        axes.set_yticks(range(len(groups)), [_words(group) for group in groups])
         axes.set_ylim(len(groups) - 0.45, -0.55)
         axes.set_xlim(left=0)
         axes.set_xlabel("speedup over hf (1 = as fast)")
@@ -129,7 +130,8 @@ def stream_plot(results: dict[str, Any]) -> str:
             speedups = [pair.speedup for pair in asked]
             colour, at = _colour(results, method), range(1, len(speedups) + 1)
             axes.plot(at, speedups, ".", color=colour, alpha=FADED, markersize=5)
-            axes.plot(at, _smoothed(speedups), color=colour, linewidth=1.6, label=method)
+            line = LINES[list(pairs).index(method) // len(COLOURS) % len(LINES)]
+            axes.plot(at, _smoothed(speedups), line, color=colour, linewidth=1.6, label=method)
         axes.axhline(1, color=INK, linewidth=1)
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", integer=True)
@@ -137,6 +139,11 @@ def stream_plot(results: dict[str, Any]) -> str:
         axes.set_ylabel("speedup over hf")
 
     return _svg("stream", "Speedup over hf from question to question", draw, 2.9, len(pairs))
+
+
+def _words(name: str) -> str:
+    """As it is to be read; a dollar sign would begin a formula."""
+    return name.replace("_", " ").replace("$", r"\$")
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:

@@ -24,6 +24,9 @@ def collect(
 ) -> dict[str, Any]:
     """What the journal holds, summed up; see design.md for the keys.
 
+    Of a record, `tokens_per_forward` is None where nothing but the prompt was read (an answer of
+    one token), and `identical` when sampling.
+
     Args:
         complete: whether all records are there.
         skipped: methods that the model does not support, and why.
@@ -102,6 +105,14 @@ def _left_out(journal: Journal) -> list[Entry]:
     return list(found.values())
 
 
+def _questions_by_method(records: list[Entry]) -> dict[str, int]:
+    """Of how many questions there are records."""
+    found: dict[str, set[Any]] = {}
+    for record in records:
+        found.setdefault(record["method"], set()).add(record["question_id"])
+    return {method: len(questions) for method, questions in found.items()}
+
+
 def _warnings(results: dict[str, Any]) -> list[str]:
     """What a reader of the figures must know, in sentences."""
     said = []
@@ -113,15 +124,23 @@ def _warnings(results: dict[str, Any]) -> list[str]:
             "of work, timed again and again). Ratios are of neighbouring timings and suffer less, "
             "but repeat the run on a quiet machine before relying on it."
         )
+    asked = _questions_by_method(results["records"])
     for name, reason in results["skipped"].items():
-        said.append(f"{name} was skipped: {reason}.")
+        if name not in asked:
+            said.append(f"{name} was skipped: {reason}.")
+        else:
+            said.append(
+                f"{name} stopped after {asked[name]} of {max(asked.values())} questions, and its "
+                f"figures are of these: {reason}."
+            )
     if results["left_out"]:
         said.append(
             f"{len(results['left_out'])} turns are left out for every method: the prompt is longer "
             "than the model's context."
         )
-    if results["settings"]["stream"] and len(results["starts"]) > 1:
-        at = ", ".join(str(count) for count in results["starts"][1:])
+    interrupted = [count for count in results["starts"] if count]
+    if results["settings"]["stream"] and interrupted:
+        at = ", ".join(map(str, interrupted))
         said.append(
             f"The stream was interrupted (after {at} records), and what Swift had learned by then "
             "was lost."

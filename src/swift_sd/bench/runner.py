@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Key = tuple[int | str, int, str]  # question, turn, method
+Inputs = dict[str, "Tensor"]  # of one turn
 WARM_UP = "Name three fruits and say what each of them tastes like."
 WARM_UP_TOKENS = 16
 REFERENCES = 10  # about so many timings of the reference work over a run
@@ -28,8 +30,9 @@ class Runner:
     """Times what `settings` asks for and writes it into `journal`.
 
     Methods go two by two with one answer of `hf` between them, so that each is timed right before
-    or right after it; the order turns round from question to question and from repeat to repeat. A
-    conversation goes on with what `hf` answered, so that all methods do the same work.
+    or right after it; the order turns round from question to question and from repeat to repeat.
+    Setting one up comes before, and is not counted. A conversation goes on with what `hf` answered,
+    so that all methods do the same work; one that a run is taken up in the middle of is told anew.
 
     Args:
         subject: model, tokenizer and what some methods need besides.
@@ -105,19 +108,21 @@ class Runner:
     def _warm_up(self) -> None:
         """The first forward of everything is slow; nobody shall pay for it."""
         for name, method in list(self._methods.items()):
-            try:
+            with self._skipping(name):
                 self._timed_warm_up(method.start())
-            except Exception as error:
-                self._skip(name, error)
 
-    def _skip(self, name: str, error: Exception) -> None:
+    @contextmanager
+    def _skipping(self, name: str) -> Iterator[None]:
         """Go on without a method of others that breaks; what breaks of ours is raised."""
-        if not self._methods[name].may_fail:
-            raise error
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        self._journal.append("skipped", {"method": name, "reason": reason})
-        self.skipped[name] = reason
-        self._asked.remove(name)
+        try:
+            yield
+        except Exception as error:
+            if not self._methods[name].may_fail:
+                raise
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            self._journal.append("skipped", {"method": name, "reason": reason})
+            self.skipped[name] = reason
+            self._asked.remove(name)
 
     def _time_reference(self) -> None:
         answer = self._methods[HF].start()
@@ -139,6 +144,7 @@ class Runner:
         if not self._settings.stream:
             self._answers.clear()
         answers: list[str] = []
+        asked_before: list[Inputs] = []
         for turn in range(len(question.turns)):
             if self._turn_is_left_out(question, turn):
                 return
@@ -151,7 +157,7 @@ class Runner:
                 return
             asked = tuple(self._asked)
             for names in (asked[first : first + 2] for first in range(0, len(asked), 2)):
-                for record in self._beside_hf(index, question, turn, names, inputs):
+                for record in self._beside_hf(index, question, names, [*asked_before, inputs]):
                     self._journal.append("record", record)
                     self._done[_key(record)] = record
                     yield record
@@ -160,36 +166,32 @@ class Runner:
             said = self._done[question.question_id, turn, self._asked[0]]["hf_token_ids"]
             tokenizer: Any = self._subject.tokenizer
             answers.append(tokenizer.decode(said, skip_special_tokens=True))
+            asked_before.append(inputs)
 
     def _beside_hf(
-        self,
-        index: int,
-        question: Question,
-        turn: int,
-        names: Sequence[str],
-        inputs: dict[str, Tensor],
+        self, index: int, question: Question, names: Sequence[str], turns: Sequence[Inputs]
     ) -> Iterator[Entry]:
-        """The records that are missing of one or two methods."""
+        """The records that are missing of one or two methods, at the last of these turns."""
+        *before, inputs = turns
+        turn = len(before)
         missing = [name for name in names if (question.question_id, turn, name) not in self._done]
         if not missing:
             return
         settings = self._settings
-        room = min(settings.max_new_tokens, self._room(inputs))
-        arguments = {**settings.generate_arguments(), "max_new_tokens": room}
-        seed = seed_for(settings.seed, question.question_id, turn)
         # `hf` as a method of its own is timed twice: what it shows is the noise.
         order = [names[0], None, *names[1:]]
         timings: dict[str | None, list[Timing]] = {name: [] for name in order}
         for repeat in range(settings.repeats):
+            ready: dict[str | None, Answer] = {}
+            for name in (None, *missing):
+                with self._skipping(name or HF):
+                    ready[name] = self._started(name or HF, repeat, question, before)
             for name in reversed(order) if (index + repeat) % 2 == 0 else order:
-                if name is not None and name not in missing:
-                    continue
-                try:
-                    answer = self._started(name or HF, repeat)
-                    timings[name].append(timed(answer, inputs, arguments, seed))
-                except Exception as error:
-                    self._skip(name or HF, error)
-                    missing = [one for one in missing if one != name]
+                if name in ready:
+                    with self._skipping(name or HF):
+                        timing = self._timed(ready[name], inputs, question, turn)
+                        timings[name].append(timing)
+            missing = [name for name in missing if name not in self.skipped]
         prompt_tokens = inputs["input_ids"].shape[1]
         greedy = settings.temperature == 0
         for name in missing:
@@ -198,16 +200,28 @@ class Runner:
             )
             yield {**record, "set_up_seconds": self._set_up.get(name)}
 
-    def _started(self, name: str, repeat: int) -> Answer:
+    def _timed(self, answer: Answer, inputs: Inputs, question: Question, turn: int) -> Timing:
+        room = min(self._settings.max_new_tokens, self._room(inputs))
+        arguments = {**self._settings.generate_arguments(), "max_new_tokens": room}
+        seed = seed_for(self._settings.seed, question.question_id, turn)
+        return timed(answer, inputs, arguments, seed)
+
+    def _started(
+        self, name: str, repeat: int, question: Question, before: Sequence[Inputs]
+    ) -> Answer:
         """Each repeat has a state of its own: nothing learned from the same prompt before."""
         key = (name, repeat)
         if key not in self._answers:
             begin = perf_counter()
-            self._answers[key] = self._methods[name].start()
+            answer = self._methods[name].start()
             self._set_up[name] = perf_counter() - begin
+            if not self._settings.stream:  # else another process met more than these turns
+                for turn, inputs in enumerate(before):
+                    self._timed(answer, inputs, question, turn)
+            self._answers[key] = answer
         return self._answers[key]
 
-    def _room(self, inputs: dict[str, Tensor]) -> int:
+    def _room(self, inputs: Inputs) -> int:
         """New tokens for which the model's context has room."""
         if self._subject.context is None:
             return self._settings.max_new_tokens

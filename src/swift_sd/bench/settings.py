@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,9 +58,17 @@ class Settings:
         it (a repetition penalty, say) holds for every method alike.
         """
         if self.temperature > 0:
-            return {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
+            chosen = {"temperature": self.temperature, "top_p": 1.0, "top_k": 0, "typical_p": 1.0}
+            return {"do_sample": True, "min_p": None, **chosen}
         # None and not 1.0: transformers then has no sampling flag to warn about.
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        flags = ("temperature", "top_p", "top_k", "min_p", "typical_p")
+        return {"do_sample": False, **dict.fromkeys(flags)}
+
+
+def short_name(model: str) -> str:
+    """What to call a model in public: of a folder on this machine the last part."""
+    is_folder = model.startswith(("/", ".", "~")) or "\\" in model
+    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] if is_folder else model
 
 
 def difference(wanted: dict[str, Any], found: dict[str, Any], keys: Sequence[str]) -> str | None:

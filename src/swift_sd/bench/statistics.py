@@ -11,6 +11,7 @@ from swift_sd.bench.journal import Entry
 
 RESAMPLES = 2000
 COVERAGE = 0.95
+ENUMERATED, DRAWN = 12, 20_000
 OVERALL = "overall"
 
 
@@ -20,6 +21,7 @@ class Pair:
 
     Attributes:
         identical: whether all turns gave `hf`'s ids; None when sampling.
+        turns: those that were timed.
     """
 
     question_id: int | str
@@ -29,6 +31,7 @@ class Pair:
     hf_seconds: float
     hf_new_tokens: int
     identical: bool | None
+    turns: tuple[int, ...] = (0,)
 
     @property
     def speedup(self) -> float:
@@ -91,6 +94,24 @@ def bootstrap(
     return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
+def chance_of_more(changes: Sequence[float], seed: int) -> float:
+    """How often chance alone gives a mean at least as far from 0 (Fisher 1935, section 21).
+
+    If nothing has changed, each change might as well have had the other sign. Of up to `ENUMERATED`
+    changes all combinations of signs are counted, of more a sample.
+    """
+    import numpy as np
+
+    values = np.asarray(changes, dtype=float)
+    if len(values) <= ENUMERATED:
+        signs = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1, 1], size=(DRAWN, len(values)))
+        signs[0] = 1  # what was seen is one of the possibilities
+    sums, seen = np.abs(signs @ values), abs(values.sum())
+    return float((sums >= seen * (1 - 1e-12)).mean())
+
+
 def summarise(records: Iterable[Entry], seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """`{method: {group: figures}}`, the group "overall" being all questions.
 
@@ -138,4 +159,5 @@ def _together(turns: Sequence[Entry]) -> Pair:
         hf_seconds=sum(turn["hf_seconds"] for turn in turns),
         hf_new_tokens=sum(turn["hf_new_tokens"] for turn in turns),
         identical=None if None in same else all(same),
+        turns=tuple(sorted(turn["turn"] for turn in turns)),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +21,7 @@ from rich.table import Table
 from swift_sd.bench.method import HF
 from swift_sd.bench.statistics import OVERALL
 
+NOTABLE = 0.05  # seconds
 COLUMNS = 4  # methods that fit next to each other on 80 characters
 
 
@@ -45,10 +48,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
     table.add_column("speedup over hf", no_wrap=True)
     for method in summary:
-        table.add_column(method, justify="right", no_wrap=True)
+        table.add_column(escape(method), justify="right", no_wrap=True)
     for group in groups_of(summary):
         cells = [_cell(summary[method].get(group)) for method in summary]
-        table.add_row(group, *cells, style="bold" if group == OVERALL else None)
+        table.add_row(escape(group), *cells, style="bold" if group == OVERALL else None)
     return table
 
 
@@ -61,9 +64,25 @@ def groups_of(summary: dict[str, dict[str, Any]]) -> list[str]:
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """The table, how to read it, and the warnings."""
-    if not results["summary"]:
+    if results["summary"]:
+        _print_figures(results, console)
+    else:
         console.print("nothing was timed yet")
-        return
+    for warning in results.get("warnings", []):
+        console.print(f"Warning: {warning}", style="yellow", markup=False)
+
+
+def set_up_seconds(results: dict[str, Any]) -> list[tuple[str, float]]:
+    """Median seconds that making each method ready took, where that is worth a word."""
+    found: dict[str, list[float]] = {}
+    for record in results["records"]:
+        if record.get("set_up_seconds") is not None:
+            found.setdefault(record["method"], []).append(record["set_up_seconds"])
+    medians = {method: median(seconds) for method, seconds in found.items()}
+    return [(method, seconds) for method, seconds in medians.items() if seconds >= NOTABLE]
+
+
+def _print_figures(results: dict[str, Any], console: Console) -> None:
     methods = list(results["summary"])
     for first in range(0, len(methods), COLUMNS):
         some = methods[first : first + COLUMNS]
@@ -75,10 +94,10 @@ def print_results(results: dict[str, Any], console: Console) -> None:
             "In brackets: questions whose token ids are hf's in every turn, of all questions.",
             style="dim",
         )
+    for name, seconds in set_up_seconds(results):
+        console.print(f"{name} took {seconds:.1f} s to set up, not counted.", style="dim")
     if results["settings"].get("note"):
         console.print(f"Note: {results['settings']['note']}", markup=False)
-    for warning in results.get("warnings", []):
-        console.print(f"Warning: {warning}", style="yellow", markup=False)
 
 
 def _cell(figures: dict[str, Any] | None) -> str:

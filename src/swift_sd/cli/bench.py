@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from swift_sd.bench import questions as sources
 from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
@@ -76,7 +77,12 @@ def bench(
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
     repeats: Annotated[
-        int, typer.Option(min=1, metavar="R", help="Timings of each pair; the median counts.")
+        int,
+        typer.Option(
+            min=1,
+            metavar="R",
+            help="Timings of each pair; the median counts. Each has drafts' copies of its own.",
+        ),
     ] = 1,
     stream: Annotated[
         bool,
@@ -149,10 +155,11 @@ def compare(
     """Say what changed from run A to run B beyond noise."""
     import json
 
-    from swift_sd.bench.compare import FEWEST, TOO_FEW, compare, comparison_table
+    from swift_sd.bench.compare import BY_CHANCE, FEWEST, TOO_FEW, compare, comparison_table, notes
     from swift_sd.bench.results import read_results
 
-    rows = compare(read_results(before), read_results(after), force=force)
+    runs = read_results(before), read_results(after)
+    rows = compare(*runs, force=force)
     if as_json:
         print(json.dumps(rows))
         return
@@ -161,9 +168,11 @@ def compare(
     judged = sum(row["verdict"] != TOO_FEW for row in rows)
     console.print(
         f"B ÷ A: speedups, question by question; too few: less than {FEWEST} questions.\n"
-        f"Of {judged} intervals about {judged * 0.05:.1f} leave 1 outside by chance alone.",
+        f"Of {judged} judged rows up to {judged * BY_CHANCE:.1f} differ by chance alone.",
         style="dim",
     )
+    for line in notes(*runs):
+        console.print(line, markup=False)
 
 
 @app.command()
@@ -188,25 +197,30 @@ def _run(
 ) -> bool:
     """Time, write and show; whether Ctrl-C ended it early."""
     from swift_sd.bench.environment import describe_environment
-    from swift_sd.bench.journal import Journal, alone
+    from swift_sd.bench.journal import Journal, alone, check_folder
     from swift_sd.bench.method import Subject
     from swift_sd.bench.runner import Runner
     from swift_sd.model.rope import context_length
 
-    with loaded(settings.model, dtype=settings.dtype, device=settings.device) as (model, tokenizer):
-        assistant: tuple[Any, Any] = (None, None)
-        if settings.draft_model is not None and "hf-assisted" in settings.methods:
-            assistant = _assistant(settings)
-        context = context_length(model.config)
-        subject = Subject(model, tokenizer, context, *assistant, layer_set)
-        environment = describe_environment(model)
-        with alone(folder):
-            journal = Journal(folder, settings.to_dict(), environment)
+    with alone(folder):
+        check_folder(folder, settings.to_dict())
+        with loaded(settings.model, dtype=settings.dtype, device=settings.device) as parts:
+            assistant: tuple[Any, Any] = (None, None)
+            if settings.draft_model is not None and "hf-assisted" in settings.methods:
+                assistant = _assistant(settings)
+            model, tokenizer = parts
+            context = context_length(model.config)
+            subject = Subject(model, tokenizer, context, *assistant, layer_set)
+            journal = Journal(folder, settings.to_dict(), describe_environment(model))
             runner = Runner(subject, asked, settings, journal)
-            interrupted = _time(runner, journal)
-            _finish(folder, journal, settings, runner)
+            try:
+                interrupted = _time(runner)
+            finally:
+                _finish(folder, journal, settings, runner)
     if interrupted:
         note(f"interrupted; the same command with --out {folder} goes on from here")
+    elif not runner.total and runner.skipped:
+        raise ConfigError("no method that was asked for can be timed with this model")
     return interrupted
 
 
@@ -220,13 +234,13 @@ def _assistant(settings: Settings) -> tuple[Any, Any]:
         )
 
 
-def _time(runner: Runner, journal: Journal) -> bool:
+def _time(runner: Runner) -> bool:
     """Make all records, showing how far it is; whether Ctrl-C came between."""
     from swift_sd.bench.table import live_progress
 
     for name, reason in runner.skipped.items():
         note(f"{name} is skipped: {reason}")
-    made = len(journal.records)
+    made = runner.total - runner.missing
     if made:
         left = f"{runner.missing} to go" if runner.missing else "complete; see --out for another"
         note(f"{made} records are there already: {left}")
@@ -234,7 +248,7 @@ def _time(runner: Runner, journal: Journal) -> bool:
         task = bar.add_task("warming up", total=runner.total, completed=made)
         try:
             for record in runner.run():
-                words = f"{record['method']} on {record['group']}"
+                words = escape(f"{record['method']} on {record['group']}")
                 bar.update(task, advance=1, total=runner.total, description=words)
         except KeyboardInterrupt:
             return True

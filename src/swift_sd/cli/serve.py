@@ -169,9 +169,7 @@ def serve(
     if ray:
         from swift_sd.serve import replicas as on_ray
 
-        on_ray.run(
-            spec, host=host, port=port, replicas=replicas or 1, autoscaling=scale, blocking=True
-        )
+        on_ray.run(spec, host=host, port=port, replicas=replicas or 1, autoscaling=scale)
     elif tensor_parallel > 1:
         _serve_split(spec, host, port)
     else:
@@ -183,7 +181,8 @@ def _serve_here(spec: Spec, host: str, port: int) -> None:
     from swift_sd.serve.server import listen, run
     from swift_sd.serve.spec import load
 
-    with listen(host, port) as listener, quiet_transformers():  # a taken port fails at once
+    # A taken port fails at once.
+    with listen(host, port, spec.limits.transfer) as listener, quiet_transformers():
         with progress("loading") as tell:
             served = load(spec, tell)
         address = listener.getsockname()

@@ -1,7 +1,7 @@
 /* Attention of single queries over cached keys in bfloat16, several of them at once.
 
-   Written to give, to the bit, what torch's attention on CPUs without AVX-512 gives for each query
-   alone, in the order in which MKL and torch take their sums there: scores in four lanes, values
+   Written to give, to the bit, what torch's attention gives for each query alone on CPUs that are
+   not Intel's, in the order in which MKL and torch take their sums there: scores in four lanes, values
    four keys at a time, the softmax block by block. Whoever uses this must check that it does. */
 #ifndef SWIFT_SD_ATTENTION_H
 #define SWIFT_SD_ATTENTION_H
@@ -53,33 +53,49 @@ INLINE void score(const float *query, const uint16_t *keys, const int32_t *place
 
 INLINE floats spread_out(float value) { return (floats){0} + value; }
 
+/* torch takes the softmax in vectors as wide as the processor has. */
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#define WIDE 16
+#else
+#define WIDE LANES
+#endif
+typedef float wide __attribute__((vector_size(4 * WIDE)));
+typedef int32_t wide_ints __attribute__((vector_size(4 * WIDE)));
+
 /* torch's quickest exponential: a float whose bits, read as a whole number, are 2^23 (127 + y) is
    about 2^y; a cubic of y's fraction, with torch's coefficients, makes up for the difference. */
-INLINE floats quick_exponential(floats x) {
-    ints is_low = x < spread_out(-87.3365478515625f), whole;
-    floats y = x * 1.44269504088896341f, floor;
-    for (int i = 0; i < LANES; i++) floor[i] = floorf(y[i]);
-    floats fraction = y - floor;
-    floats gap = fraction * -0.079204240219773236f + -0.22433836478672356f;
+INLINE wide quick_exponential(wide x) {
+    wide_ints is_low = x < (wide){0} - 87.3365478515625f, whole;
+    wide y = x * 1.44269504088896341f, floor, result;
+    for (int i = 0; i < WIDE; i++) floor[i] = floorf(y[i]);
+    wide fraction = y - floor;
+    wide gap = fraction * -0.079204240219773236f + -0.22433836478672356f;
     gap = gap * fraction + 0.30354260500649682f;
     gap = gap * fraction + 0.00010703434948458272f;
-    floats bits = 8388608.0f * (y - gap) + 1065353216.0f, result;
-    whole = __builtin_convertvector(bits, ints);
+    whole = __builtin_convertvector(8388608.0f * (y - gap) + 1065353216.0f, wide_ints) & ~is_low;
     memcpy(&result, &whole, sizeof result);
-    return chosen(is_low, (floats){0}, result);
+    return result;
+}
+
+/* Adds the halves as long as there are two, then as `total` does. */
+INLINE float wide_total(wide value) {
+    floats parts[WIDE / LANES];
+    memcpy(parts, &value, sizeof value);
+    return total(WIDE > LANES ? parts[0] + parts[WIDE / LANES - 1] : parts[0]);
 }
 
 /* Weights of a block from its scores, in bfloat16; returns their sum. */
 static float weigh(const float *scores, long count, float most, uint16_t *weights) {
-    floats sums[2] = {{0}, {0}};
+    wide sums[2] = {{0}, {0}}, score;
     long i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        floats weight = quick_exponential(load(scores + i) - most);
-        int is_second = i / LANES % 2 && i / LANES < count / LANES / 2 * 2;
+    for (; i + WIDE <= count; i += WIDE) {
+        memcpy(&score, scores + i, sizeof score);
+        wide weight = quick_exponential(score - most);
+        int is_second = i / WIDE % 2 && i / WIDE < count / WIDE / 2 * 2;
         sums[is_second] += weight;
-        for (int j = 0; j < LANES; j++) weights[i + j] = to_bfloat16(weight[j]);
+        for (int j = 0; j < WIDE; j++) weights[i + j] = to_bfloat16(weight[j]);
     }
-    float sum = total(sums[0] + sums[1]);
+    float sum = wide_total(sums[0] + sums[1]);
     for (; i < count; i++) {
         float weight = expf(scores[i] - most);
         sum += weight;

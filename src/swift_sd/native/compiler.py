@@ -14,7 +14,16 @@ from pathlib import Path
 import platformdirs
 
 SOURCES = ("rows.c", "attention.c", "target.c", "quantise.c", "draft.c")
-HEADERS = ("vectors.h", "rows.h", "attention.h", "cache_rows.h", "draft.h", "products.h")
+HEADERS = (
+    "vectors.h",
+    "rows.h",
+    "row_lanes.h",
+    "row_pairs.h",
+    "attention.h",
+    "cache_rows.h",
+    "draft.h",
+    "products.h",
+)
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-lm")
 SECONDS = 120  # that a compiler may take; it takes two
 

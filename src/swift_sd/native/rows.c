@@ -8,7 +8,7 @@
 int swift_sd_linear_rows(const uint16_t *input, const uint16_t *weight, const uint16_t *bias,
                          uint16_t *output, int64_t rows, int64_t k, int64_t n) {
     Linear l = {weight, bias, k, n};
-    floats *inputs = aligned_alloc(64, (size_t)rows * k * sizeof(float));
+    Input *inputs = aligned_alloc(64, (size_t)rows * k * sizeof(float));
     if (!inputs) return 1;
 #pragma omp parallel
     {

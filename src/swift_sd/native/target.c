@@ -28,7 +28,7 @@ typedef struct {
    norm. */
 typedef struct {
     uint16_t *normed, *queries, *keys, *values, *mixed, *added, *gate, *up;
-    floats *inputs; /* of a linear layer, widened */
+    Input *inputs; /* of a linear layer */
 } Shared;
 
 #define LEVELS 4

@@ -127,9 +127,15 @@ class TextForm(_Form):
         return Completion.model_validate(self._body(self._whole_kind, [], usage))
 
 
-def event(chunk: BaseModel, pieces: Sequence[Piece] = ()) -> bytes:
-    """A chunk as a server-sent event, with its tokens' origins if they are given."""
+def event(chunk: BaseModel, pieces: Sequence[Piece] = (), *, has_usage: bool = False) -> bytes:
+    """A chunk as a server-sent event, with its tokens' origins if they are given.
+
+    Args:
+        has_usage: whether the stream tells it at its end; then, as at OpenAI, it is null before.
+    """
     data = chunk.model_dump(mode="json", exclude_unset=True)
+    if has_usage:
+        data.setdefault("usage", None)
     if pieces:
         data["origins"] = [{"text": piece.text, "origin": piece.origin} for piece in pieces]
     return server_sent(data)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from openai.types import Completion, Model
@@ -23,6 +22,7 @@ from swift_sd.serve.answers import ChatForm, TextForm, model_card
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, ErrorBody
+from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Counted, Metrics
 from swift_sd.serve.replies import reply
@@ -94,15 +94,13 @@ def create_app(
     )
     failures.install(app)
     app.include_router(_open_routes(desk))
-    client = _by_key if api_keys else _by_address
-    routes = _routes(desk, metrics, client)
-    app.include_router(routes, dependencies=[Depends(_key_check(api_keys))])
+    app.include_router(_routes(desk, metrics, _by_key if api_keys else _by_address))
     app.mount("/static", StaticFiles(directory=STATIC))
-    return Counted(Transfer(app, limits), metrics)
+    return Counted(Keys(Transfer(app, limits), api_keys), metrics)
 
 
 def _open_routes(desk: Desk) -> APIRouter:
-    """What needs no key."""
+    """What needs no key; see `keys.OPEN`."""
     routes = APIRouter(responses=ERRORS)
 
     @routes.get("/", include_in_schema=False)
@@ -180,20 +178,3 @@ def _by_key(request: Request) -> str:
 def _by_address(request: Request) -> str:
     """Whose turn it is, where a key may be anything."""
     return request.client.host if request.client else ""
-
-
-def _key_check(api_keys: Sequence[str]) -> Callable[[Request], Awaitable[None]]:
-    expected = [f"Bearer {key}".encode() for key in api_keys]
-
-    async def check(request: Request) -> None:
-        given = request.headers.get("authorization", "").encode()
-        known = [hmac.compare_digest(given, one) for one in expected]
-        if expected and not any(known):
-            raise ApiError(
-                401,
-                "the API key is missing or wrong; send it as Authorization: Bearer …",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-
-    return check

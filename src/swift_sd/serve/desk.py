@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import jinja2
 import torch
 from torch import Tensor
 
+from swift_sd.errors import PromptError, SwiftError
+from swift_sd.model.rope import context_length, trained_length
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, as_api_error
 from swift_sd.serve.gate import Gate
@@ -20,6 +23,8 @@ from swift_sd.serve.jobs import Event, Failure, Job
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.requests import Ask, Chat, Complete
 from swift_sd.serve.served import Served
+
+log = logging.getLogger(__name__)
 
 
 class Conversation:
@@ -108,7 +113,7 @@ class Desk:
         with ExitStack() as place:
             place.enter_context(self.gate.passed(client))
             inputs = await self._read(served, ask)
-            room = self._room(served, inputs["input_ids"].shape[1])
+            room = self._room(served, ask, inputs["input_ids"].shape[1])
             job = Job(
                 served.name,
                 client,
@@ -142,22 +147,28 @@ class Desk:
             raise ApiError(
                 400, f"the model's chat template refuses this: {error}", param="messages"
             ) from None
+        except PromptError as error:
+            raise ApiError(400, str(error), param=ask.subject) from None
         except ValueError as error:  # SwiftError is one, and so is what tokenizers object to
+            if not isinstance(error, SwiftError):
+                log.exception("a prompt could not be read")
             raise as_api_error(error) from None
 
-    def _room(self, served: Served, prompt: int) -> int:
+    def _room(self, served: Served, ask: Ask, prompt: int) -> int:
         """How many tokens may follow a prompt.
 
         Raises:
             ApiError: none.
         """
-        context = served.swift.context_length
+        config = served.swift.model.config
+        lengths = (context_length(config), trained_length(config))
+        context = min((length for length in lengths if length is not None), default=None)
         room = self.limits.tokens if context is None else context - prompt
         if room < 1:
             raise ApiError(
                 400,
                 f"the prompt has {prompt} tokens and the model's context is {context}; shorten it",
-                param="messages",
+                param=ask.subject,
                 code="context_length_exceeded",
             )
         return room

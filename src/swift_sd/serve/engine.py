@@ -25,6 +25,18 @@ class Refused(Exception):  # noqa: N818 - says what became of the request
     """Raised for a request that cannot be taken, or was not answered in time."""
 
 
+class Chores(Protocol):
+    """What has to be done now and then, on the engine's thread."""
+
+    def __call__(self) -> None:
+        """Called between steps, often; must be quick when there is nothing to do."""
+        ...
+
+    def finish(self) -> None:
+        """Called once, when no more steps follow."""
+        ...
+
+
 class Observer(Protocol):
     """Is told what happens, on the engine's thread."""
 
@@ -51,9 +63,10 @@ class Engine:
         models: what can be asked.
         active: responses in turn.
         observer: is told of every step.
-        chores: called between steps, often; must be quick when there is nothing to do.
+        chores: done between steps and at the end.
 
     Attributes:
+        failure: what the engine died of, if it did.
         on_end: called when nothing is answered any more, on the engine's thread.
     """
 
@@ -62,12 +75,13 @@ class Engine:
         models: Iterable[Served],
         active: int,
         observer: Observer | None = None,
-        chores: Callable[[], None] | None = None,
+        chores: Chores | None = None,
     ) -> None:
         self.models = {served.name: served for served in models}
         self._most_active = active
         self._observer = observer
-        self._chores = chores or (lambda: None)
+        self._chores = chores
+        self.failure: Exception | None = None
         self.on_end: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
         self._waiting = Waiting()
@@ -132,16 +146,21 @@ class Engine:
             while self._ready():
                 for response in tuple(self._active):
                     self._advance(response)
-                self._guarded(self._chores)
-        except Exception:
+                if self._chores is not None:
+                    self._guarded(self._chores)
+        except Exception as error:
+            self.failure = error
             log.exception("the engine has died")
         finally:  # whatever happened, nobody shall wait for ever
             self.drain()
+            over = Failure(Refused("the server was shut down"))
             for response in self._active:
-                response.job.deliver(Failure(Refused("the server was shut down")))
+                self._guarded(partial(response.job.deliver, over))
                 self._guarded(response.close)
+            if self._chores is not None:
+                self._guarded(self._chores.finish)
             for leader in {one.leader for one in self.models.values() if one.leader is not None}:
-                leader.end()
+                self._guarded(leader.end)
             self.on_end()
 
     def _guarded(self, work: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from swift_sd.errors import PromptError, SwiftError, UnsupportedArgument
+from swift_sd.errors import SwiftError, UnsupportedArgument
 from swift_sd.serve.engine import Refused
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,6 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(503, str(error), headers={"Retry-After": "5"})
     if isinstance(error, UnsupportedArgument):
         return ApiError(400, str(error), param=error.argument)
-    if isinstance(error, PromptError):
-        return ApiError(400, str(error), param="prompt")
     if isinstance(error, SwiftError):
         return ApiError(400, str(error))
     return ApiError(500, "the server failed at this request; its log says why")

@@ -8,8 +8,10 @@ cannot depend on measured times, which differ: see `lockstep_config`.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
@@ -24,6 +26,7 @@ from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.decoding import Decoding
 from swift_sd.swift import Swift
 
+log = logging.getLogger(__name__)
 SILENCE = timedelta(days=365)  # how long the others wait for a request
 
 
@@ -97,7 +100,8 @@ class Leader:
             SwiftError: the request is refused; it is so on all processes.
         """
         number = next(self._numbers)
-        _tell(Order("start", number, model, inputs, arguments, seed))
+        on_cpu = {name: tensor.cpu() for name, tensor in inputs.items()}
+        _tell(Order("start", number, model, on_cpu, arguments, seed))
         return LedDecoding(number, swift, inputs, arguments, seed)
 
     def end(self) -> None:
@@ -143,14 +147,25 @@ def follow(swifts: Mapping[str, Swift]) -> None:
             assert order.arguments is not None
             swift = swifts[order.model]
             inputs = {name: tensor.to(swift.model.device) for name, tensor in order.inputs.items()}
-            try:
+            with _alike():
                 open_ones[order.number] = Decoding(swift, inputs, order.arguments, order.seed)
-            except SwiftError:
-                continue  # the first process was refused too, and tells the client
-        elif order.verb == "next":
-            open_ones[order.number].next()
-        else:
-            open_ones.pop(order.number).close()
+        elif order.number in open_ones:
+            with _alike():
+                if order.verb == "next":
+                    open_ones[order.number].next()
+                else:
+                    open_ones.pop(order.number).close()
+
+
+@contextmanager
+def _alike() -> Iterator[None]:
+    """What fails here fails on the first process too, which tells the client and goes on."""
+    try:
+        yield
+    except SwiftError:
+        pass  # a request that is refused
+    except Exception:
+        log.exception("a response failed")
 
 
 def _tell(order: Order) -> None:

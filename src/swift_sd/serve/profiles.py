@@ -45,6 +45,10 @@ class ProfileFile:
         """Save or take over, if it is time to."""
         if time.monotonic() < self._next:
             return
+        self.finish()
+
+    def finish(self) -> None:
+        """Save or take over now, as far as that is possible."""
         self._next = time.monotonic() + self._period
         try:
             self.update()

@@ -5,12 +5,14 @@ Needs `pip install 'swift-sd[serve,ray]'`.
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from ray import serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp
 
+from swift_sd.errors import ConfigError
 from swift_sd.serve.app import create_app
 from swift_sd.serve.spec import Spec, load, make_engine
 
@@ -49,23 +51,38 @@ def deployed(spec: Spec, replicas: int, autoscaling: dict[str, Any]) -> Any:
         spec: what each replica serves.
         replicas: how many; not used where there is `autoscaling`.
         autoscaling: for Ray's `AutoscalingConfig`, as it names them.
+
+    Raises:
+        ConfigError: `autoscaling` is not what Ray knows.
     """
-    scale: dict[str, Any] = (
-        {"autoscaling_config": autoscaling} if autoscaling else {"num_replicas": replicas}
-    )
+    scale: dict[str, Any] = {"num_replicas": replicas}
+    if autoscaling:
+        try:
+            scale = {"autoscaling_config": AutoscalingConfig(**autoscaling)}
+        except ValueError as error:
+            raise ConfigError(f"--autoscaling is not what Ray knows: {error}") from None
     deployment: Any = serve.deployment(
         name=APP,
         # More than a replica takes: it answers 429 itself, instead of letting requests pile up.
-        max_ongoing_requests=spec.limits.places + 8,
+        max_ongoing_requests=2 * spec.limits.places + 8,
         graceful_shutdown_timeout_s=spec.limits.grace,
         **scale,
     )(serve.ingress()(Replica))
     return deployment.bind(spec)
 
 
-def run(
-    spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[str, Any], blocking: bool
-) -> None:
-    """Serve on replicas, on a Ray cluster that is there or on this machine, until interrupted."""
+def run(spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[str, Any]) -> None:
+    """Serve on replicas, on a Ray cluster that is there or on this machine.
+
+    On Ctrl-C or SIGTERM the answers in the making are finished.
+
+    Raises:
+        ConfigError: `autoscaling` is not what Ray knows.
+    """
+    app = deployed(spec, replicas, autoscaling)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve.start(http_options=HTTPOptions(host=host, port=port))
-    serve.run(deployed(spec, replicas, autoscaling), name=APP, route_prefix="/", blocking=blocking)
+    try:
+        serve.run(app, name=APP, route_prefix="/", blocking=True)
+    except KeyboardInterrupt:
+        serve.delete(APP)

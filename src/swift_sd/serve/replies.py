@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from swift_sd.serve.answers import Form, event, server_sent
+from swift_sd.serve.answers import Form, server_sent
+from swift_sd.serve.answers import event as as_event
 from swift_sd.serve.desk import Conversation
 from swift_sd.serve.failures import ApiError
 from swift_sd.serve.jobs import Delta, End, Event
@@ -54,6 +56,7 @@ async def _whole(conversation: Conversation, form: Form) -> Response:
 async def _chunks(
     conversation: Conversation, form: Form, streams: StreamOptions, first: Event
 ) -> AsyncIterator[bytes]:
+    event = partial(as_event, has_usage=streams.include_usage)
     opening = form.opening()
     if opening is not None:
         yield event(opening)

@@ -6,7 +6,7 @@ stands what this server does. Everything else is refused by name instead of bein
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -49,7 +49,6 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
-    name: str | None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -86,7 +85,13 @@ class TextFormat(Strict):
 
 
 class Ask(Strict):
-    """What chats and completions have in common."""
+    """What chats and completions have in common.
+
+    Attributes:
+        subject: the field that is read.
+    """
+
+    subject: ClassVar[str]
 
     model: Annotated[str, Field(max_length=1000)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -133,6 +138,8 @@ class Ask(Strict):
 class Chat(Ask):
     """The body of `POST /v1/chat/completions`."""
 
+    subject = "messages"
+
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     response_format: TextFormat | None = None
@@ -148,6 +155,8 @@ class Chat(Ask):
 
 class Complete(Ask):
     """The body of `POST /v1/completions`."""
+
+    subject = "prompt"
 
     prompt: (
         Text

@@ -6,7 +6,7 @@ import socket
 
 import uvicorn
 
-from swift_sd.errors import ConfigError
+from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.app import create_app
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
@@ -32,20 +32,28 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, port 0 for any that is free.
+def listen(host: str, port: int, patience: float = 60.0) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        port: 0 for any that is free.
+        patience: seconds that a client may leave what was sent to it unread; then the system ends
+            the connection (where it can: Linux).
 
     Raises:
         ConfigError: the address is not this machine's, or something else listens there.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ConfigError(
             f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another "
             "--host or --port"
         ) from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * patience))
+    return listener
 
 
 def make_server(
@@ -70,7 +78,13 @@ def make_server(
 
 
 def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
-    """Answer at `listener` until SIGTERM or SIGINT."""
+    """Answer at `listener` until SIGTERM or SIGINT.
+
+    Raises:
+        SwiftError: the engine has died.
+    """
     engine, metrics = make_engine(spec, served)
     server = make_server(engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning")
     server.run(sockets=[listener])
+    if engine.failure is not None:
+        raise SwiftError(f"the engine has died of {engine.failure!r}; start the server again")

@@ -32,8 +32,8 @@ class Spec:
         tensor_parallel: over how many processes each model is split.
 
     Raises:
-        ConfigError: no model, or several for one profile; a key that cannot be sent; drafts that
-            would differ between processes.
+        ConfigError: no model, or several for one profile, or nothing for it to keep; a key that
+            cannot be sent; drafts that would differ between processes.
     """
 
     models: dict[str, str]
@@ -54,6 +54,11 @@ class Spec:
             )
         if self.profile is not None and self.tensor_parallel > 1:
             raise ConfigError("over several processes nothing is learned: drop --profile")
+        if self.profile is not None and not self.config.searches:
+            raise ConfigError(
+                "with these settings nothing is learned that --profile could keep: drop it, or "
+                "drop --plain, --layer-set, --early-stop and --max-draft-tokens 0"
+            )
         if self.tensor_parallel > 1:
             object.__setattr__(self, "config", lockstep.lockstep_config(self.config))
         for key in self.api_keys:
