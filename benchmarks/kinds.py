@@ -9,7 +9,6 @@ is fast again from the first prompt on that reaches 95 % of that.
 """
 
 import json
-import platform
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from swift_sd import Swift, SwiftConfig
+from swift_sd.bench.environment import describe_environment
 from swift_sd.testing.switched import switched_model
 
 PROMPT = 24  # tokens
@@ -99,7 +99,11 @@ def main(
     console.print(swift.search_state)
     if out is not None:
         settings = {"kinds": kinds, "prompts": prompts, "rounds": rounds, "new": new, "seed": seed}
-        report = {"machine": platform.processor(), "settings": settings, "blocks": records}
+        report = {
+            "environment": describe_environment(model),
+            "settings": settings,
+            "blocks": records,
+        }
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Test processes share the cores, and so do the commands they start: several threads in each would
 # only wait for one another.
@@ -35,6 +36,20 @@ def browser() -> tuple[str, str]:
         leave = pytest.fail if os.environ.get("SWIFT_SD_BROWSER") == "required" else pytest.skip
         leave("no browser here: apt-get install chromium chromium-driver")
     return chromium, driver
+
+
+@pytest.fixture(scope="session")
+def processor() -> str | None:
+    """The kind of processor, if the order in which torch takes its sums there is known."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    if "AuthenticAMD" not in facts or " avx2" not in facts:
+        return None
+    if " avx512_bf16" in facts:
+        return "AMD with AVX512_BF16"
+    return None if " avx512f" in facts else "AMD without AVX-512"
 
 
 @pytest.fixture(autouse=True)

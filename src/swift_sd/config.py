@@ -11,6 +11,7 @@ from swift_sd.model.layer_set import LayerSet
 MAX_DRAFT_TOKENS = 256  # beyond this no acceptance rate pays for the verifying forward
 EXACT = ("auto", "strict", "off")
 DRAFT_BITS = ("auto", 4, 8, 16)
+DRAFT_GROUPS = (64, 128, 256)
 DRAFTERS = ("copying", "recycling", "model")
 
 
@@ -36,6 +37,7 @@ class SwiftConfig:
             where there is no kernel for it, and with 16, it reads the model's own. "auto" takes
             what `swift-sd search` has found on this machine, if the profile says; else 4, or 8 for
             a model of less than 300 million parameters, which suffers more from rounding.
+        draft_group: weights in a row that share a scale there: fewer err less and take more memory.
         drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
             the target nearly said before, "model" drafts with the model itself. Without "model"
             nothing is copied, rounded or searched for.
@@ -59,6 +61,7 @@ class SwiftConfig:
     skip_ratio: float | None = None
     eager_search: bool = False
     draft_bits: Literal["auto", 4, 8, 16] = "auto"
+    draft_group: Literal[64, 128, 256] = 128
     drafters: tuple[Literal["copying", "recycling", "model"], ...] = (
         "copying",
         "recycling",
@@ -89,6 +92,8 @@ class SwiftConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:
             raise ConfigError(f"draft_bits is {self.draft_bits!r}; choose from auto, 4, 8, 16")
+        if self.draft_group not in DRAFT_GROUPS:
+            raise ConfigError(f"draft_group is {self.draft_group!r}; choose from 64, 128, 256")
         names = self.drafters
         if not isinstance(names, tuple) or not names or not set(names) <= set(DRAFTERS):
             raise ConfigError(
@@ -136,8 +141,11 @@ class SwiftConfig:
     def paper(cls) -> SwiftConfig:
         """The setting of the paper: ε = 0.8, r = 0.45, at most 25 draft tokens (SWIFT, 5.1).
 
-        Nothing is added: it drafts in every round, whether that pays or not. The paper's r is 0.4
-        for 7B models, 0.45 for 13B and 0.5 for 70B; `dataclasses.replace` sets another one.
+        Nothing is added: it drafts in every round, whether that pays or not. When sampling, tokens
+        are drafted with the random numbers of plain decoding, as everywhere here: so the output is
+        that of the same seed, where the paper corrects by rejection (Leviathan et al. 2023). The
+        paper's r is 0.4 for 7B models, 0.45 for 13B and 0.5 for 70B; `dataclasses.replace` sets
+        another one.
         """
         return cls(max_draft_tokens=25, tree=True, early_stop=0.8, skip_ratio=0.45, draft_bits=16)
 

@@ -76,7 +76,7 @@ class Swift:
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
-        self._experience = Experience(model, self.sublayers, self.config, profile)
+        self._experience = Experience(model, self.sublayers, self.config, profile, tokenizer)
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
 

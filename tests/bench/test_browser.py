@@ -10,7 +10,8 @@ import pytest
 
 from swift_sd.bench.page import render
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+PAGES = sorted((Path(__file__).parents[2] / "benchmarks" / "results").glob("*/report.html"))
+assert PAGES
 # Chromium makes no window narrower than 500 pixels, so the page stands in a frame of that width.
 PROBE = """
 <iframe id="frame" style="border:0;width:{width}px;height:3000px" srcdoc="{page}"></iframe>
@@ -90,7 +91,7 @@ def test_reads_well_at_this_width(browser, tmp_path, results_of, record_of, widt
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-@pytest.mark.parametrize("page", sorted(RESULTS.glob("*/report.html")), ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_the_committed_pages_read_well(browser, tmp_path, page, width):
     _reads_well(browser[0], page.read_text(encoding="utf-8"), width, tmp_path)
 

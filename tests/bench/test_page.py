@@ -152,6 +152,22 @@ def test_strange_names_and_gaps_are_shown_as_they_are(results_of, record_of):
     assert all(group in compared for group in groups)
 
 
+def test_beside_figures_of_rounded_drafts_stands_how_far_these_are_off(results_of, record_of):
+    view = {"bits": 4, "relative_error": 0.173, "seconds": 1.0, "bytes": 2**20}
+    records = [
+        record_of(1, "swift", draft_view={**view, "step_seconds": 0.031}),
+        record_of(1, "hf"),
+    ]
+    page = render(results_of(records, note="These weights were dequantised."))
+    header = page[page.index("<thead>") : page.index("</thead>")]
+    assert "drafts in 4 bits, logits off by 17%, see the note" in header
+    assert header.count("<small>") == 1
+    assert "a step of a draft takes 31.0 ms" in page
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(results_of(records), console)
+    assert "swift: drafts in 4 bits, logits off by 17%." in console.export_text()
+
+
 def test_a_folder_is_not_named_in_public(results_of, record_of):
     page = render(results_of([record_of(1)], model="/home/me/models/tiny", draft_model="../x/y"))
     assert "tiny" in page

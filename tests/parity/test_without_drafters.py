@@ -1,11 +1,12 @@
 """Whoever may propose, the output is the model's own; who may not never does."""
 
-from itertools import combinations
+from itertools import combinations, count
 
 import pytest
 import torch
 
 from swift_sd import Swift, SwiftConfig
+from swift_sd.adapting.governor import Governor
 from swift_sd.config import DRAFTERS
 from swift_sd.testing.families import tiny_model
 
@@ -19,10 +20,14 @@ NOT_OF = {  # names of steps, by drafter that may not propose
 
 @pytest.mark.parametrize("names", SOME, ids="+".join)
 @pytest.mark.parametrize("arguments", [{"do_sample": False}, {"do_sample": True, "top_k": 0}])
-def test_nothing_changes_but_who_proposes(names, arguments):
+def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
+    # All take turns, whether it pays or not.
+    turns = count()
+    monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
     swift = Swift(model, config=SwiftConfig(drafters=names))
+    drafted = 0
     for seed in range(2):
         torch.manual_seed(seed)
         expected = model.generate(prompt, max_new_tokens=48, pad_token_id=0, **arguments)
@@ -31,6 +36,8 @@ def test_nothing_changes_but_who_proposes(names, arguments):
         assert torch.equal(found, expected)
         forbidden = [step for name in set(DRAFTERS) - set(names) for step in NOT_OF[name]]
         assert not set(forbidden) & swift.trace.summary()["drafters"].keys()
+        drafted += swift.trace.summary()["drafted_tokens"]
+    assert drafted
 
 
 def test_without_the_model_no_weights_are_rounded():

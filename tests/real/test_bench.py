@@ -10,7 +10,7 @@ pytestmark = pytest.mark.real
 
 
 def test_a_first_look_covers_all_groups(tmp_path):
-    given = ("--suite", "builtin", "--limit", "1", "--max-new-tokens", "32")
+    given = ("--suite", "builtin", "--limit", "1", "--max-new-tokens", "32", "--dtype", "float32")
     assert main(["bench", *given, "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["complete"]

@@ -105,7 +105,7 @@ def running(swifts: dict[str, Swift], limits: Limits, **kwargs) -> Iterator[Runn
     served = [Served(name, swift) for name, swift in swifts.items()]
     engine = Engine(served, limits.active, metrics)
     server = make_server(engine, metrics, limits, log_level="error", **kwargs)
-    with listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0, limits.transfer) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
 

@@ -1,4 +1,4 @@
-"""Clients that send nonsense, too much, too slowly, or leave: clear errors, no leak."""
+"""Clients that are too many, too slow, or leave: clear errors, no leak."""
 
 import concurrent.futures
 import gc
@@ -11,30 +11,16 @@ import time
 import openai
 import psutil
 import pytest
-from pydantic import ValidationError
 
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.serve.desk import Conversation
 from swift_sd.serve.engine import Load
 from swift_sd.serve.limits import Limits
-from swift_sd.serve.requests import Chat, Complete
 from swift_sd.serve.response import Response
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 MEBIBYTE = 2**20
-
-
-def post(server, path, body, headers=None):
-    """Status and parsed body of a request that no client library would send."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    try:
-        given = {"Content-Type": "application/json", **(headers or {})}
-        connection.request("POST", path, body, given)
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
 
 
 def asked(server, **changes):
@@ -51,106 +37,6 @@ def streaming(server, tokens):
     raw = asked(server, max_tokens=tokens)
     assert raw.recv(1)
     return raw
-
-
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe", b"{}", b"[" * 100_000, b'{"model": NaN}'],
-)
-def test_nonsense_is_refused(server, path, body):
-    status, answer = post(server, path, body)
-    assert status == 400
-    assert answer["error"]["type"] == "invalid_request_error"
-    assert answer["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"messages": [0] * 5000},
-        {"messages": [{"role": "user", "content": [0] * 5000}]},
-        {"prompt": [-1] * 5000},
-        {"prompt": [[-1] * 5000]},
-        {"prompt": "a", "metadata": {str(n): n for n in range(5000)}, "stop": [0] * 5000},
-    ],
-)
-def test_a_million_wrong_elements_are_one_error(body):
-    with pytest.raises(ValidationError) as refused:
-        (Chat if "messages" in body else Complete).model_validate({"model": "tiny", **body})
-    assert refused.value.error_count() < 40
-
-
-@pytest.mark.parametrize("content", ['"\\ud800"', "1e999", '{"a": 1}', '[{"type": "image_url"}]'])
-def test_odd_content_is_refused(server, content):
-    body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": {content}}}]}}'
-    status, answer = post(server, PATHS[0], body)
-    assert status == 400
-    assert "messages.0.content" in answer["error"]["message"]
-
-
-def test_a_body_that_is_not_declared_as_json_is_refused(server):
-    """Else any web page could have its visitors' browsers ask."""
-    for declared in ("text/plain", "application/x-www-form-urlencoded", ""):
-        status, _ = post(server, PATHS[0], json.dumps(CHAT), {"Content-Type": declared})
-        assert status == 400
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
-        body = json.dumps(CHAT)
-        head = f"POST {PATHS[0]} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-        raw.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
-        assert b" 400 " in raw.recv(1000)
-
-
-def test_unknown_paths_and_methods_have_errors_of_the_same_form(server):
-    assert post(server, "/v1/nothing", b"{}")[0] == 404
-    status, answer = post(server, "/v1/models", b"{}")
-    assert status == 405
-    assert answer["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    "path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd"]
-)
-def test_no_file_outside_the_page_can_be_had(server, path):
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("GET", path)
-    assert connection.getresponse().status == 404
-    connection.close()
-
-
-@pytest.mark.parametrize("size", [10, 30])
-@pytest.mark.parametrize("is_declared", [True, False])
-def test_large_bodies_are_refused(server, is_declared, size):
-    """Of 30 MB not all is read: whoever sends on regardless may be cut off."""
-    body = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x" * size * MEBIBYTE}]})
-    pieces = [body[i : i + MEBIBYTE].encode() for i in range(0, len(body), MEBIBYTE)]
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    try:
-        connection.request(
-            "POST",
-            PATHS[0],
-            body if is_declared else pieces,
-            {"Content-Type": "application/json"},
-            encode_chunked=not is_declared,
-        )
-        response = connection.getresponse()
-        assert response.status == 413
-        assert "larger than" in json.loads(response.read())["error"]["message"]
-    except ConnectionError:
-        assert size > 16
-    finally:
-        connection.close()
-    assert post(server, PATHS[0], json.dumps({**CHAT, "max_tokens": 2}))[0] == 200
-
-
-def test_a_huge_prompt_is_refused_without_holding_up_others(server, client):
-    huge = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x " * MEBIBYTE}]})
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(post, server, PATHS[0], huge)
-        assert client.models.list().data
-        status, answer = refused.result(timeout=60)
-    assert status == 400
-    assert answer["error"]["code"] == "context_length_exceeded"
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(serving, drafting_swift):
@@ -176,8 +62,17 @@ def test_a_client_that_reads_slowly_holds_nobody_up(server, client, plain):
     slow.close()
 
 
-def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(serving, drafting_swift):
-    """Of the buffers' size nothing is known, so that there are several clients and long answers."""
+def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(
+    serving, drafting_swift, monkeypatch, caplog
+):
+    listen = socket.create_server
+
+    def narrow(*arguments, **options):
+        made = listen(*arguments, **options)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # its connections inherit it
+        return made
+
+    monkeypatch.setattr(socket, "create_server", narrow)
     limits = Limits(active=4, transfer=1.0, tokens=4000)
     process = psutil.Process()
     with serving({"tiny": drafting_swift()}, limits) as server, server.client() as client:
@@ -187,7 +82,8 @@ def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(serving, 
             raw = socket.socket()
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             raw.connect(("127.0.0.1", server.port))
-            body = json.dumps({**CHAT, "stream": True, "max_tokens": 3500, "temperature": 1})
+            words = {"stream": True, "max_tokens": 3500, "temperature": 1.9}  # it ends late
+            body = json.dumps({**CHAT, **words})
             head = f"POST {PATHS[0]} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             unread.append(raw)
@@ -200,6 +96,7 @@ def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(serving, 
         assert client.chat.completions.create(**CHAT, max_tokens=3).choices
         for raw in unread:
             raw.close()
+    assert "did not read its answer" in caplog.text
 
 
 def test_a_client_that_left_is_not_answered(server):

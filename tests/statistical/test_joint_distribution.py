@@ -17,8 +17,12 @@ from transformers import (
 from swift_sd import LayerSet
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
-from swift_sd.drafting.growth import PaperGrowth
+from swift_sd.drafting.calibration import Calibrations
+from swift_sd.drafting.growth import CostGrowth, PaperGrowth
 from swift_sd.drafting.layer_skip import LayerSkipDrafter
+from swift_sd.drafting.pace import Pace, Prior
+from swift_sd.drafting.recall import RecallDrafter
+from swift_sd.drafting.recycling import Successors
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
@@ -81,20 +85,62 @@ WARPERS = {
 }
 
 
+DRAFTS = {  # who proposes
+    **dict.fromkeys(("unwarped", "cold", "penalty"), "model"),
+    **dict.fromkeys(("hot", "top-p"), "cascade"),
+    **dict.fromkeys(("hot top-k", "min-p"), "recall"),
+}
+
+
+class Always:
+    """The drafter that costs nothing, alone or before the sub-network, in every round."""
+
+    def __init__(self, view, successors):
+        # Rows cost next to nothing, so that much is proposed.
+        pace = Pace(torch.device("cpu"), Prior({1: 1.0, 65: 1.05}, {1: 0.1, 65: 0.1}))
+        growth = CostGrowth(Calibrations(), pace, True)
+        self.recall = RecallDrafter(growth, successors)
+        self.drafter = LayerSkipDrafter(view, growth, self.recall) if view else self.recall
+
+    @property
+    def name(self):
+        return self.drafter.name
+
+    def propose(self, state, budget):
+        self.recall.promise(state, budget)
+        return self.drafter.propose(state, budget)
+
+    def learn(self, tree, path, step, logits):
+        self.recall.learn(tree, path, step, logits)
+        if self.drafter is not self.recall:
+            self.drafter.learn(tree, path, step, logits)
+
+
+def drafters(model, kind):
+    """A drafter for each response."""
+    # Both sublayers of the only inner layer are skipped: drafts are often refused.
+    view = DraftView(model, find_sublayers(model), LayerSet.every(LAYERS))
+    successors = Successors()
+    while True:
+        if kind == "model":
+            yield LayerSkipDrafter(view, PaperGrowth(0.0, PaperGrowth.SAMPLING))
+        else:
+            yield Always(view if kind == "cascade" else None, successors)
+
+
 @pytest.mark.parametrize("name", WARPERS)
 def test_samples_fit_the_joint_distribution(model, name):
     arguments, processors = WARPERS[name]
-    ids = torch.tensor([[3, 5, 4, 6]])
+    ids = torch.tensor([[3, 5, 4, 6, 3, 5]])
     expected = exact(model, ids, LogitsProcessorList(processors))
-    # Both sublayers of the only inner layer are skipped: drafts are often refused.
-    view = DraftView(model, find_sublayers(model), LayerSet.every(LAYERS))
-    drafter = LayerSkipDrafter(view, PaperGrowth(0.0, PaperGrowth.SAMPLING))
+    each = drafters(model, DRAFTS[name])
     request = prepared(model, ids, **arguments)
     torch.manual_seed(0)
     counts = torch.zeros(VOCABULARY**NEW)
     drafted = accepted = 0
     for _ in range(SAMPLES):
-        steps = list(decode(Target(model), drafter, request.start(), ids, max_draft_tokens=2))
+        state = request.start()
+        steps = list(decode(Target(model), next(each), state, ids, max_draft_tokens=2))
         a, b, c = (token for step in steps for token in step.tokens)
         counts[(a * VOCABULARY + b) * VOCABULARY + c] += 1
         drafted += sum(step.drafted for step in steps)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from swift_sd import LayerSet
+from swift_sd.model import compiled_draft
 from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights, Quantised
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.draft_weights import DraftWeights
@@ -111,14 +112,19 @@ def test_one_by_one_or_together_rows_are_the_same(dtype):
 
 
 @torch.no_grad()
-def test_beyond_the_cache_and_the_rotary_tables_there_is_room():
+def test_beyond_the_cache_and_the_rotary_tables_there_is_room(monkeypatch):
     model = wide_model("llama")
-    weights = CompiledWeights(model, find_sublayers(model), 8)
-    draft = CompiledDraft(weights, LayerSet.none(5))
+    whole = CompiledWeights(model, find_sublayers(model), 8)
+    expected = CompiledDraft(whole, LayerSet.none(5))
     cache = filled(model, length=200)
     before = cache.buffers[0].copied(0, 200)[0]
-    for token in range(60):
-        draft.forward(torch.tensor([[token + 3]]), cache)
+    tokens = torch.arange(3, 63).unsqueeze(0)
+    together = expected.forward(tokens, cache)
+    cache.rollback()
+    monkeypatch.setattr(compiled_draft, "POSITIONS", 64)
+    draft = CompiledDraft(CompiledWeights(model, find_sublayers(model), 8), LayerSet.none(5))
+    alone = [draft.forward(token.view(1, 1), cache) for token in tokens[0]]
+    torch.testing.assert_close(torch.cat(alone, dim=1), together, rtol=0, atol=0)
     cache.rollback()
     assert torch.equal(cache.buffers[0].copied(0, 200)[0], before)
 

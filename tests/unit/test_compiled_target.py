@@ -100,12 +100,13 @@ def test_each_branch_of_a_tree_is_computed_as_if_the_others_were_not_there(famil
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "window"])
-def test_where_it_is_used_it_gives_the_bits_of_plain_decoding(family):
+def test_where_it_is_used_it_gives_the_bits_of_plain_decoding(family, processor):
     is_windowed = family == "window"
     model = wide_model("mistral", sliding_window=30) if is_windowed else wide_model(family)
     exact = ExactTarget(model, find_sublayers(model), "auto", several_rows=True)
     if not exact.is_compiled:
-        pytest.skip("torch has better instructions here, whose results differ")
+        assert processor is None
+        pytest.skip("torch takes its sums in another order on this processor")
     tokens = some_tokens(60)
     cache, other = filled(model), filled(model)
     plain = View(model)

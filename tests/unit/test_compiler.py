@@ -13,7 +13,7 @@ from swift_sd.testing.families import tiny_model
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiler.platformdirs, "user_cache_path", lambda _: tmp_path / "cache")
+    monkeypatch.setenv("SWIFT_SD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

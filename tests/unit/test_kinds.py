@@ -76,6 +76,20 @@ def test_a_kind_on_which_what_is_known_is_of_no_use_begins_with_nothing():
         assert kinds.latest is met.kind
 
 
+def test_the_founder_of_a_kind_does_not_split_it_again():
+    kinds, streams = Kinds(), [prompts(0), prompts(1)]
+    for _ in range(3):
+        kinds.of(next(streams[0]))
+    met = kinds.of(next(streams[1]))
+    kinds.split(met)
+    founded = met.kind
+    for joined in range(3):
+        kinds.split(met)
+        assert met.kind is founded
+        assert founded.prompts == 1 + joined
+        kinds.of(next(streams[1]))
+
+
 def test_the_only_prompt_of_a_kind_is_no_reason_to_split_it():
     kinds = Kinds()
     met = kinds.of(next(prompts(0)))

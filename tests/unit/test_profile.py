@@ -1,5 +1,6 @@
 """What was learned outlives the process, and never gets in the way."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies
 
 from swift_sd import ConfigError, LayerSet, Profile, ProfileError, Swift, SwiftConfig
 from swift_sd.adapting import profile as profiles
@@ -143,6 +145,45 @@ def test_damage_inside_is_found_before_any_response(model, learned, key, value):
     damaged = Profile(learned.model, learned.machine, {**learned.learned, key: value})
     with pytest.raises(ProfileError, match="damaged"):
         Swift(model, profile=damaged)
+
+
+NONSENSE = [None, True, -1, 2**70, 1e308, float("nan"), float("inf"), "x", [], [3], {"a": 1}]
+
+
+@given(data=strategies.data())
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_is_damaged_it_is_refused_or_harmless(model, learned, data):
+    """Any part replaced by any nonsense, or removed."""
+    damaged = json.loads(json.dumps(dataclasses.asdict(learned)))
+    part, path = damaged["learned"], []
+    while True:
+        keys = range(len(part)) if isinstance(part, list) else list(part)
+        path.append(data.draw(strategies.sampled_from(keys)))
+        inner = part[path[-1]]
+        if not (isinstance(inner, dict | list) and inner and data.draw(strategies.booleans())):
+            break
+        part = inner
+    if data.draw(strategies.booleans()):
+        part[path[-1]] = data.draw(strategies.sampled_from(NONSENSE))
+    else:
+        del part[path[-1]]
+    try:
+        swift = Swift(model, profile=Profile(**damaged))
+    except ProfileError:
+        return
+    prompt = torch.tensor([[5, 6, 7]])
+    out = swift.generate(prompt, do_sample=False, max_new_tokens=4)
+    assert torch.equal(out, model.generate(prompt, do_sample=False, max_new_tokens=4))
+    json.dumps(dataclasses.asdict(swift.profile), allow_nan=False)
+
+
+def test_numbers_that_are_none_are_not_written(learned, tmp_path):
+    damaged = dataclasses.replace(learned, learned={"costs": float("nan")})
+    with pytest.raises(ProfileError, match="cannot write"):
+        damaged.save(tmp_path / "x.json")
+    assert not list(tmp_path.iterdir())
 
 
 def full_disk(descriptor):

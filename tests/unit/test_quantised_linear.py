@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from swift_sd import LayerSet
+from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.model import draft_weights
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.quantised_linear import EightBits, FourBits, quantised_copy
 from swift_sd.model.sublayers import find_sublayers
@@ -50,7 +51,7 @@ WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, 
 def test_a_model_of_another_layout_drafts_with_them(bits):
     model = tiny_model("gemma2", **WIDE, vocab_size=128).to(torch.bfloat16)
     before = {name: id(module) for name, module in model.named_modules()}
-    weights = DraftWeights(model, find_sublayers(model), bits, has_short_head=False)
+    weights = DraftWeights(model, find_sublayers(model), bits)
     assert "layout" in weights.why_not_compiled
     assert weights.bits == bits
     assert 0 < weights.error < {4: 0.4, 8: 0.1}[bits]
@@ -58,6 +59,59 @@ def test_a_model_of_another_layout_drafts_with_them(bits):
     view = weights.view(LayerSet(weights.view(LayerSet.none(5)).layer_set.depth, [1], [2]))
     assert view.layer_set.attention == {1}
     assert {name: id(module) for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize("failing", ["made", "used", "wrong"])
+def test_kernels_that_fail_late_or_give_nonsense_are_done_without(monkeypatch, failing):
+    """As on a GPU that is too old for them."""
+
+    def fails(*_):
+        raise RuntimeError("not implemented for this device")
+
+    if failing == "made":
+        monkeypatch.setattr(draft_weights, "quantised_copy", fails)
+    elif failing == "used":
+        monkeypatch.setattr(DraftWeights, "_relative_error", fails)
+    else:
+        monkeypatch.setattr(DraftWeights, "_relative_error", lambda self: float("nan"))
+    model = tiny_model("gemma2", **WIDE, vocab_size=128).to(torch.bfloat16)
+    weights = DraftWeights(model, find_sublayers(model), 4)
+    assert (weights.bits, weights.bytes, weights.error) == (16, 0, 0.0)
+    assert weights.facts["why_not_rounded"] == weights.why_not_rounded
+    assert ("nan" if failing == "wrong" else "not implemented") in weights.why_not_rounded
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_smaller_groups_err_less_and_take_more_memory(bits):
+    model = tiny_model("llama", **WIDE | {"hidden_size": 256}).to(torch.bfloat16)
+    coarse, fine = (
+        Swift(
+            model, config=SwiftConfig(draft_bits=bits, draft_group=group)
+        )._experience.draft_weights
+        for group in (256, 64)
+    )
+    assert fine.error < coarse.error
+    assert fine.bytes > coarse.bytes
+
+
+def test_what_cuda_is_given_stands_for_the_weights(monkeypatch):
+    """Its kernel cannot run here: what it would be handed is unpacked instead."""
+    given = {}
+
+    def packed(pairs, tiles):
+        given.update(pairs=pairs, tiles=tiles)
+        return pairs
+
+    monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", packed, raising=False)
+    linear = nn.Linear(256, 64, bias=False, dtype=torch.bfloat16)
+    made = FourBits(linear, 128, kind="cuda")
+    pairs = given["pairs"]
+    assert (pairs.dtype, tuple(pairs.shape), given["tiles"]) == (torch.uint8, (64, 128), 8)
+    codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).flatten(1).float() - 8
+    scales, middles = made.scales.float().transpose(0, 1).unbind(-1)  # [out, groups]
+    restored = codes.view(64, 2, 128) * scales[..., None] + middles[..., None]
+    error = (restored.flatten(1) - linear.weight.float()).abs().max()
+    assert error <= scales.max()
 
 
 def test_a_model_without_such_layers_is_left_alone():

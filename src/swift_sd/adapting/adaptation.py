@@ -50,7 +50,7 @@ class Adaptation:
     One forward over the latest text measures how much each sublayer adds to the residual stream,
     one step what each costs. Where that promises a gain, one candidate a round is scored. Kinds of
     input have searches of their own: see `Kinds`. On a prompt unlike those before, the set in use
-    is scored first of all; where it is of no use, another kind is founded at once.
+    is scored as soon as time allows; where it is of no use, another kind is founded at once.
 
     Of several responses at once, one looks for better sets at a time, and all use what it finds.
 
@@ -206,14 +206,15 @@ class Adaptation:
 
     def _doubt(self, met: Met, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         """See whether the set of the kind is of use for a prompt unlike those before."""
-        search = met.kind.search
-        assert search is not None
-        met.in_doubt = False
-        score = self._matchness(search.best, state, tokens, view)
-        if search.is_of_use(score, tokens):
-            self._tell(met.kind, search.best, score, tokens)
-        else:
+        kind, met.in_doubt = met.kind, False
+        assert kind.search is not None
+        if not (best := kind.search.best).skip_ratio:
+            return
+        score = self._matchness(best, state, tokens, view)
+        if not kind.search.is_of_use(score, tokens):
             self._split(met, knows_nothing=True)
+        if met.kind is kind:
+            self._tell(kind, best, score, tokens)
 
     def _split(self, met: Met, *, knows_nothing: bool = False) -> None:
         if met.kind in self.kinds:  # else another process knows better by now
@@ -238,12 +239,11 @@ class Adaptation:
             view.use(before)
 
     def _tell(self, kind: Kind, candidate: LayerSet, score: float, tokens: int) -> None:
-        search = kind.search
-        assert search is not None
-        before = search.best
-        search.tell(candidate, score, tokens)
+        assert kind.search is not None
+        before = kind.search.best
+        kind.search.tell(candidate, score, tokens)
         self.told += 1
-        if search.best != before:  # another acceptance is to be expected from here on
+        if kind.search.best != before:  # another acceptance is to be expected from here on
             kind.changes.restart()
 
     def _started(self, kind: Kind, state: DecodingState, view: AnyDraft) -> RateSearch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +17,8 @@ from swift_sd.drafting.pace import Pace
 from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
+
+TURNS = 3  # of which the median counts
 
 
 def measured_influence(
@@ -31,8 +35,9 @@ def measured_influence(
     end = state.cache.committed
     with state.cache.rewound(tokens):
         view.forward(state.tokens[:, end - tokens : end].to(state.device), state.cache, keep=1)
-    influence = view.influence
-    return (*influence.attention[1:-1], *influence.mlp[1:-1])
+    shares = (*view.influence.attention[1:-1], *view.influence.mlp[1:-1])
+    # In 16 bits a norm may overflow; then nothing is known.
+    return shares if all(map(math.isfinite, shares)) else (1.0,) * len(shares)
 
 
 def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
@@ -43,6 +48,7 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
     before = view.layer_set
     depth, inner = before.depth, frozenset(range(1, before.depth - 1))
     one = state.tokens[:, -2:-1].to(state.device)
+    sets = (LayerSet.none(depth), LayerSet(depth, inner), LayerSet(depth, mlp=inner))
 
     def seconds(layer_set: LayerSet) -> float:
         view.use(layer_set)
@@ -52,11 +58,11 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
         return perf_counter() - begin
 
     with state.cache.rewound(1):
-        try:
-            whole = seconds(LayerSet.none(depth))
-            without = [seconds(LayerSet(depth, inner)), seconds(LayerSet(depth, mlp=inner))]
+        try:  # in turn, so that a slow moment meets all of them
+            turns = [[seconds(layer_set) for layer_set in sets] for _ in range(TURNS)]
         finally:
             view.use(before)
+    whole, *without = (median(times) for times in zip(*turns, strict=True))
     # As shares of a step: it may have been a slow moment.
     scale = (pace.draft_step or whole) / whole
     attention, mlp = (scale * max(whole - rest, 0.0) / max(len(inner), 1) for rest in without)

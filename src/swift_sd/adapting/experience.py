@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
@@ -52,6 +52,7 @@ class Experience:
         sublayers: what `find_sublayers(model)` found.
         config: how to draft.
         profile: what to start from; see `Keeper`.
+        tokenizer: tells drafts which tokens are frequent, if there is one.
 
     Raises:
         ProfileError: the profile is damaged, or for another model.
@@ -64,6 +65,7 @@ class Experience:
         sublayers: Sublayers,
         config: SwiftConfig,
         profile: Profile | str | Path | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self._model = model
         self._sublayers = sublayers
@@ -74,7 +76,12 @@ class Experience:
         self._keeper = self._made_keeper(profile)
         self._exact = ExactTarget(model, sublayers, config.exact, several_rows=drafts)
         self.draft_weights = DraftWeights(
-            model, sublayers, self._draft_bits(), has_short_head=config.short_head
+            model,
+            sublayers,
+            self._draft_bits(),
+            group=config.draft_group,
+            has_short_head=config.short_head,
+            tokenizer=tokenizer,
         )
         is_paper = config.early_stop is not None
         start = LayerSet.unified if is_paper else LayerSet.none
@@ -135,8 +142,10 @@ class Experience:
     def new_trace(self, prompt_tokens: int) -> Trace:
         """The record of a response that begins now."""
         drafts = MODEL in self._config.drafters and self._config.max_draft_tokens
-        facts = self.draft_weights.facts if drafts else None
-        return Trace(self.layer_set, prompt_tokens=prompt_tokens, draft_view=facts)
+        facts = self.draft_weights.facts | {"step_seconds": self.pace.draft_step}
+        return Trace(
+            self.layer_set, prompt_tokens=prompt_tokens, draft_view=facts if drafts else None
+        )
 
     def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
         """A drafter for one response and what improves it; None to decode plainly.
@@ -151,7 +160,9 @@ class Experience:
         if self._config.early_stop is not None:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
             widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
-            return LayerSkipDrafter(view, PaperGrowth(self._config.early_stop, widths)), adapter
+            by_rule = PaperGrowth(self._config.early_stop, widths)
+            drafter = LayerSkipDrafter(view, by_rule, shortlist=self.draft_weights.shortlist)
+            return drafter, adapter
         growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
         recall = self._recall(growth)
         drafters = []

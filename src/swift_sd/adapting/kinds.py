@@ -59,7 +59,7 @@ class Kind:
         """Whether the latest prompt, which joined at this distance, is unlike those before."""
         others = self.prompts - 1
         if others < 2:
-            return others >= 1
+            return others >= 1 and distance > 0  # else it is the founder
         return distance > FAR * (self.apart - distance) / (others - 1)
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,16 +84,19 @@ class Kind:
         try:
             prompts, apart = float(data["prompts"]), float(data["apart"])
             centre = np.array(data["centre"], dtype=np.float64)
-            if not (np.isfinite([*centre, prompts, apart]).all() and centre.ndim == 1):
-                raise ValueError("numbers that are not finite")
             influence = data["influence"]
             if influence is not None:
                 influence = tuple(map(float, influence))
                 if len(influence) != 2 * max(depth - 2, 0):
                     raise ValueError(f"influence of {len(influence)} sublayers")
+            with np.errstate(over="ignore"):
+                total = centre * prompts
+            numbers = [*total, prompts, apart, *(influence or ())]
+            if not (np.isfinite(numbers).all() and centre.ndim == 1):
+                raise ValueError("numbers that are not finite")
             if data["search"] is not None:
                 check_saved(data["search"], depth)
-            return cls(centre * prompts, prompts, apart, influence, saved=data["search"])
+            return cls(total, prompts, apart, influence, saved=data["search"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"a kind of input is damaged: {error}") from None
 
@@ -105,7 +108,7 @@ class Met:
     Attributes:
         vector: what stands for it, `[hidden]`, see `PromptView.mean`.
         kind: the one it belongs to, as far as is known.
-        distance: from the prompts of that kind before.
+        distance: from the prompts of that kind before; 0 if there were none.
         in_doubt: whether it is unlike those, and it is yet to be seen whether their set is of use.
     """
 
@@ -178,7 +181,7 @@ class Kinds:
         with self._lock:
             kind.total, kind.prompts = kind.total - met.vector, kind.prompts - 1
             kind.apart = max(kind.apart - met.distance, 0.0)
-        met.kind, met.in_doubt = Kind(met.vector.copy(), 1.0), False
+        met.kind, met.distance, met.in_doubt = Kind(met.vector.copy(), 1.0), 0.0, False
         if not knows_nothing:
             met.kind.influence, met.kind.saved = kind.influence, kind.saved
             met.kind.search = kind.search.fork() if kind.search is not None else None

@@ -73,10 +73,14 @@ class Profile:
         """Write it to `path` as JSON: complete or not at all.
 
         Raises:
-            ProfileError: it cannot be written: no such folder, no right, no space.
+            ProfileError: it cannot be written: no such folder, no right, no space, or numbers that
+                are none.
         """
         path = Path(path)
-        text = json.dumps({"version": VERSION, **asdict(self)}, allow_nan=False) + "\n"
+        try:
+            text = json.dumps({"version": VERSION, **asdict(self)}, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise ProfileError(f"cannot write the profile {path}: {error}") from None
         try:
             with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
                 draft = Path(folder) / path.name

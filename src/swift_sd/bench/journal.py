@@ -26,13 +26,14 @@ SAME_MACHINE = (
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing in `folder`, which is made if it is not there.
+    """Keep other processes from writing in `folder`.
 
-    It is removed again if nothing was written.
+    It is made if it is not there, and then removed again if nothing was written.
 
     Raises:
         ConfigError: one does already.
     """
+    was_there = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, blocking=False)
     try:
@@ -47,7 +48,8 @@ def alone(folder: Path) -> Iterator[None]:
         (folder / LOCK).unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):  # it is not empty
-            folder.rmdir()
+            if not was_there:
+                folder.rmdir()
 
 
 def check_folder(folder: Path, settings: Entry) -> None:

@@ -10,7 +10,7 @@ from swift_sd.bench import plots
 from swift_sd.bench.catalogue import METHODS
 from swift_sd.bench.results import write_atomically
 from swift_sd.bench.settings import short_name
-from swift_sd.bench.table import groups_of, set_up_seconds
+from swift_sd.bench.table import groups_of, rounding_of, set_up_seconds
 from swift_sd.errors import ConfigError
 
 NAME = "report.html"
@@ -66,6 +66,7 @@ def render(results: dict[str, Any]) -> str:
         note=settings.get("note"),
         warnings=results.get("warnings", []),
         views=_draft_views(results),
+        rounding=rounding_of(results),
         facts=_facts(results),
         set_up=set_up_seconds(results),
         version=results["environment"].get("swift_sd"),
@@ -124,6 +125,8 @@ def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{view['bytes'] / 2**20:,.0f} MiB beside the model; "
                 f"relative error of the logits {view['relative_error']:.1%}"
             )
+        if view.get("step_seconds"):
+            words += f"; a step of a draft takes {1e3 * view['step_seconds']:.1f} ms"
         found[record["method"]] = words
     return list(found.items())
 

@@ -130,8 +130,8 @@ def _warnings(results: dict[str, Any]) -> list[str]:
             said.append(f"{name} was skipped: {reason}.")
         else:
             said.append(
-                f"{name} stopped after {asked[name]} of {max(asked.values())} questions, and its "
-                f"figures are of these: {reason}."
+                f"{name} stopped after {asked[name]} questions, and its figures are of these: "
+                f"{reason}."
             )
     if results["left_out"]:
         said.append(

@@ -47,8 +47,8 @@ class Settings:
 
     @property
     def fingerprint(self) -> str:
-        """Eight hexadecimal digits that differ when any setting does."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Eight hexadecimal digits that differ when any setting does; a note is none."""
+        text = json.dumps({**self.to_dict(), "note": None}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def generate_arguments(self) -> dict[str, Any]:

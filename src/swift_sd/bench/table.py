@@ -82,6 +82,16 @@ def set_up_seconds(results: dict[str, Any]) -> list[tuple[str, float]]:
     return [(method, seconds) for method, seconds in medians.items() if seconds >= NOTABLE]
 
 
+def rounding_of(results: dict[str, Any]) -> dict[str, str]:
+    """By how much the rounded weights that drafts of a method read are off, in words."""
+    views = {record["method"]: record.get("draft_view") for record in results["records"]}
+    return {
+        method: f"drafts in {view['bits']} bits, logits off by {view['relative_error']:.0%}"
+        for method, view in views.items()
+        if view is not None and view["bits"] < 16
+    }
+
+
 def _print_figures(results: dict[str, Any], console: Console) -> None:
     methods = list(results["summary"])
     for first in range(0, len(methods), COLUMNS):
@@ -94,6 +104,8 @@ def _print_figures(results: dict[str, Any], console: Console) -> None:
             "In brackets: questions whose token ids are hf's in every turn, of all questions.",
             style="dim",
         )
+    for name, words in rounding_of(results).items():
+        console.print(f"{name}: {words}.", style="dim")
     for name, seconds in set_up_seconds(results):
         console.print(f"{name} took {seconds:.1f} s to set up, not counted.", style="dim")
     if results["settings"].get("note"):

@@ -168,7 +168,7 @@ def compare(
     judged = sum(row["verdict"] != TOO_FEW for row in rows)
     console.print(
         f"B ÷ A: speedups, question by question; too few: less than {FEWEST} questions.\n"
-        f"Of {judged} judged rows up to {judged * BY_CHANCE:.1f} differ by chance alone.",
+        f"Of {judged} judged rows about {judged * BY_CHANCE:.1f} at most differ by chance alone.",
         style="dim",
     )
     for line in notes(*runs):
@@ -219,7 +219,7 @@ def _run(
                 _finish(folder, journal, settings, runner)
     if interrupted:
         note(f"interrupted; the same command with --out {folder} goes on from here")
-    elif not runner.total and runner.skipped:
+    elif not journal.records and set(settings.methods) <= runner.skipped.keys():
         raise ConfigError("no method that was asked for can be timed with this model")
     return interrupted
 
@@ -249,7 +249,8 @@ def _time(runner: Runner) -> bool:
         try:
             for record in runner.run():
                 words = escape(f"{record['method']} on {record['group']}")
-                bar.update(task, advance=1, total=runner.total, description=words)
+                done = runner.total - runner.missing
+                bar.update(task, completed=done, total=runner.total, description=words)
         except KeyboardInterrupt:
             return True
     return False

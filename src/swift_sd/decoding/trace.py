@@ -62,7 +62,8 @@ class Trace:
         seconds: wall time inside the loop; time in which the consumer of a stream held it up is not
             counted.
         prompt_tokens: length of the prompt.
-        draft_view: facts about the weights that drafts of the model read: see `DraftWeights.facts`.
+        draft_view: facts about the weights that drafts of the model read: see `DraftWeights.facts`;
+            and `step_seconds`, what one forward of them takes as far as was known at the beginning.
     """
 
     layer_set: LayerSet

@@ -12,10 +12,12 @@ STRIDE = 64  # see native/rows.c
 
 
 class CompiledRows(nn.Module):
-    """Computes each row of `[batch, rows, in]` as torch does on processors that lack AVX-512.
+    """Computes each row of `[batch, rows, in]` as torch computes it alone.
 
-    There torch takes the time of one row for each of several. A single row is left to it. Whether
-    the results are the same to the bit is for the caller to find out.
+    In the order of processors without instructions for bfloat16, where torch takes the time of one
+    row for each of several, or of those with AVX512_BF16, where it takes sums over several rows in
+    another order. A single row is left to torch. Whether the results are the same to the bit is for
+    the caller to find out.
 
     Args:
         library: from `load_kernels()`.

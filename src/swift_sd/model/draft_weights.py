@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights
 from swift_sd.model.draft_view import DraftView
@@ -16,10 +16,10 @@ from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.quantised_linear import quantised_copy
 from swift_sd.model.shortlist import Shortlist
 from swift_sd.model.sublayers import Sublayers
+from swift_sd.model.token_ranking import ranked_tokens
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError
 
-GROUP = 128  # weights that share a scale
 PREFIX, CHECKED = 4, 6  # tokens
 FAITHFUL = 0.5  # relative error of the logits; a layer that was misunderstood gives 1 and more
 
@@ -36,28 +36,39 @@ class DraftWeights:
         model: the target; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         bits: 4, 8, or 16 for the model's own weights.
+        group: rounded weights that share a scale; fewer where that does not divide a row.
         has_short_head: whether compiled drafts compute the logits of a `Shortlist` only.
+        tokenizer: tells it which tokens are frequent, if there is one.
 
     Attributes:
         bits: of the weights that drafts read, in fact.
         error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
         shortlist: tokens that drafts choose among; None where they read the whole head.
-        why_not_compiled: the reason, where compiled code could have served.
+        why_not_compiled, why_not_rounded: the reason, where that was wished for.
     """
 
     def __init__(
-        self, model: PreTrainedModel, sublayers: Sublayers, bits: int, *, has_short_head: bool
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        bits: int,
+        *,
+        group: int = 128,
+        has_short_head: bool = False,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        self._model, self._sublayers = model, sublayers
+        self._model, self._sublayers, self._group = model, sublayers, group
         self._compiled: CompiledWeights | None = None
         self._copy: nn.Module | None = None
         self.bits, self.error = 16, 0.0
         self.why_not_compiled: str | None = None
+        self.why_not_rounded: str | None = None
         self.shortlist: Shortlist | None = None
-        self._has_short_head = has_short_head
         begin = perf_counter()
         if bits < 16:
             self._round(bits)
+        if has_short_head and self._compiled is not None:
+            self.shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
         self._seconds = perf_counter() - begin
 
     @property
@@ -74,7 +85,9 @@ class DraftWeights:
     @property
     def facts(self) -> dict[str, Any]:
         """Ready for JSON: bits, relative error of the logits, bytes, seconds that it took."""
+        reason = {} if self.why_not_rounded is None else {"why_not_rounded": self.why_not_rounded}
         return {
+            **reason,
             "bits": self.bits,
             "relative_error": self.error,
             "bytes": self.bytes,
@@ -91,21 +104,26 @@ class DraftWeights:
 
     def _round(self, bits: int) -> None:
         try:
-            self._compiled = CompiledWeights(self._model, self._sublayers, bits, GROUP)
-            self.error = self._relative_error()
-            if not self.error <= FAITHFUL:
-                raise NoKernelsError(f"its logits would be off by {self.error:.0%}")
-            self.bits = bits
-            if self._has_short_head:
-                self.shortlist = Shortlist(self._compiled.vocabulary)
+            self._compiled = CompiledWeights(self._model, self._sublayers, bits, self._group)
+            self._accept(bits)
         except NoKernelsError as reason:
-            self.why_not_compiled, self._compiled, self.error = str(reason), None, 0.0
-            self._copy = quantised_copy(self._model, bits, GROUP)
-            if self._copy is not None:
-                try:
-                    self.error, self.bits = self._relative_error(), bits
-                except RuntimeError:  # torch has no such kernel for this device
-                    self._copy = None
+            self.why_not_compiled, self._compiled = str(reason), None
+        if self._compiled is not None:
+            return
+        try:  # torch may find out late that it has no such kernel for this device
+            self._copy = quantised_copy(self._model, bits, self._group)
+            if self._copy is None:
+                raise NoKernelsError("there are no packed kernels for most of its weights")
+            self._accept(bits)
+        except (NoKernelsError, RuntimeError) as reason:
+            self.why_not_rounded, self._copy = str(reason), None
+
+    def _accept(self, bits: int) -> None:
+        """Draft with what was made, unless it is something else than the model, rounded."""
+        error = self._relative_error()
+        if not error <= FAITHFUL:
+            raise NoKernelsError(f"its logits would be off by {error:.0%}")
+        self.bits, self.error = bits, error
 
     def _relative_error(self) -> float:
         """Of the logits of a few tokens, against those of the model."""

@@ -4,8 +4,8 @@ Over several rows attention and matrix products may add up in another order than
 them do so on this machine is found by trying. Attention is then called for each row as in plain
 decoding. A matrix product is given its rows as columns: oneDNN, which splits the sums of row-major
 rows into blocks, does not do so with those (nor with a single row, which is both). On processors
-where torch itself computes row by row, compiled code does the same for all of them at once. Where
-nothing helps it is computed row by row.
+whose order of a single row is known, compiled code takes it for all rows at once. Where nothing
+helps it is computed row by row.
 """
 
 from __future__ import annotations
@@ -287,7 +287,8 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
 def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
     """A copy that reads prompts as the model does, to the bit, with the compiled ones of `forms`.
 
-    torch computes many rows like one on processors where those are exact. None if there are none.
+    Whether it does so is for the caller to find out: torch computes many rows like one on some
+    processors only. None if there are no compiled ones.
     """
     new = {
         name: form(model.get_submodule(name))

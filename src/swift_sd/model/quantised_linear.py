@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from swift_sd.model.stubs import replaced
 
 TILES = {"cpu": 1, "cuda": 8}  # of 16 weights that torch packs together, by device
+DTYPES = {"cpu": (torch.bfloat16, torch.float16, torch.float32), "cuda": (torch.bfloat16,)}
 OUTPUTS = 64  # rows of weights that the packed kernels take at once
 
 
@@ -20,17 +21,19 @@ class FourBits(nn.Module):
     Args:
         linear: not changed; its bias is shared.
         group: most weights that share a scale; 64 or 32 where it does not divide the width.
+        kind: type of the device that is packed for; the weight's own if not given.
 
     Raises:
         ValueError: a shape, dtype or device for which torch has no such kernel.
     """
 
-    def __init__(self, linear: nn.Linear, group: int) -> None:
+    def __init__(self, linear: nn.Linear, group: int, kind: str | None = None) -> None:
         super().__init__()
         weight = linear.weight.detach()
         out, width = weight.shape
-        kind = weight.device.type
-        if kind not in TILES or weight.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        kind = kind or weight.device.type
+        # On a GPU torch has the kernel for bfloat16 alone.
+        if kind not in TILES or weight.dtype not in DTYPES[kind]:
             raise ValueError(f"no 4-bit kernel for {weight.dtype} on {kind}")
         group = next((size for size in (group, 64, 32) if width % size == 0), 0)
         if not group or width % (16 * TILES[kind]) or out % OUTPUTS:

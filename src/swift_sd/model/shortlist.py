@@ -17,17 +17,23 @@ FADE = 0.99  # weight of the tokens before
 class Shortlist:
     """The most frequent tokens of the vocabulary and those of the texts so far.
 
-    Vocabularies made by merging pairs list the most frequent pairs first, so the first tokens are a
-    good guess. What the target says is added to them, and how much of it was listed before tells
-    whether the list serves. Verification reads the whole head: the output cannot change.
+    What the target says is added to them, and how much of it was listed before tells whether the
+    list serves. Verification reads the whole head: the output cannot change.
 
     Args:
         vocabulary: number of tokens.
+        ranking: token ids, the most frequent first, see `ranked_tokens`; None for the order of the
+            ids, which is that of the merges in most vocabularies of merged pairs.
     """
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, ranking: Sequence[int] | None = None) -> None:
+        first = max(LEAST, vocabulary // FREQUENT)
+        known = [token for token in ranking or range(vocabulary) if token < vocabulary]
+        self._frequent = torch.tensor(known[:first])
+        self._most = max(2 * first, FULL * vocabulary)
         with torch.inference_mode(False):  # it is written to in and outside of that mode
             self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
+        self._tokens: Tensor | None = None
         self._coverage = 1.0
         self._start()
 
@@ -36,10 +42,10 @@ class Shortlist:
         new = [token for token in set(tokens) if not self._is_listed[token]]
         if not new:
             return
-        self._is_listed[new] = True
-        self._tokens: Tensor | None = None
-        if self._is_listed.sum() > max(LEAST, FULL * len(self._is_listed)):
+        if self._is_listed.sum() + len(new) > self._most:
             self._start()
+        self._is_listed[new] = True
+        self._tokens = None
 
     def judge(self, tokens: Sequence[int]) -> None:
         """The target said these: would a draft have known them?"""
@@ -57,6 +63,6 @@ class Shortlist:
         return self._tokens
 
     def _start(self) -> None:
-        size = len(self._is_listed)
-        self._is_listed[:] = torch.arange(size) < max(LEAST, size // FREQUENT)
+        self._is_listed[:] = False
+        self._is_listed[self._frequent] = True
         self._tokens = None

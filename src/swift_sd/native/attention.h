@@ -54,7 +54,7 @@ INLINE void score(const float *query, const uint16_t *keys, const int32_t *place
 INLINE floats spread_out(float value) { return (floats){0} + value; }
 
 /* torch takes the softmax in vectors as wide as the processor has. */
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+#if defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define WIDE 16
 #else
 #define WIDE LANES
@@ -78,7 +78,7 @@ INLINE wide quick_exponential(wide x) {
 }
 
 /* Adds the halves as long as there are two, then as `total` does. */
-INLINE float wide_total(wide value) {
+INLINE float sum_of(wide value) {
     floats parts[WIDE / LANES];
     memcpy(parts, &value, sizeof value);
     return total(WIDE > LANES ? parts[0] + parts[WIDE / LANES - 1] : parts[0]);
@@ -95,7 +95,7 @@ static float weigh(const float *scores, long count, float most, uint16_t *weight
         sums[is_second] += weight;
         for (int j = 0; j < WIDE; j++) weights[i + j] = to_bfloat16(weight[j]);
     }
-    float sum = wide_total(sums[0] + sums[1]);
+    float sum = sum_of(sums[0] + sums[1]);
     for (; i < count; i++) {
         float weight = expf(scores[i] - most);
         sum += weight;

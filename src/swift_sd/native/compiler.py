@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import platformdirs
+from swift_sd.cache_folder import cache_root
 
 SOURCES = ("rows.c", "attention.c", "target.c", "quantise.c", "draft.c")
 HEADERS = (
@@ -48,7 +48,7 @@ def load_kernels() -> ctypes.CDLL:
     texts = [(folder / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     told = [compiler, _version(compiler), platform.machine(), _processor(), *FLAGS]
     digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
-    path = platformdirs.user_cache_path("swift-sd") / f"kernels-{digest[:16]}.so"
+    path = cache_root() / f"kernels-{digest[:16]}.so"
     if path.is_file():
         try:
             return ctypes.CDLL(str(path))
@@ -57,7 +57,7 @@ def load_kernels() -> ctypes.CDLL:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _compiled(compiler, folder, path)
-    except OSError:
+    except (OSError, NoKernelsError):  # no right, no space, or nothing to be had anywhere
         pass
     try:
         with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file may go

@@ -13,9 +13,10 @@
 #define OUTPUTS 16 /* lanes */
 #define BLOCK_PAIRS 256
 #define TILE 16 /* pairs that are turned round at a time */
-#define ROWS 8  /* of input at a time: their sums stay in registers */
+#define ROWS 8      /* of input at a time: their sums stay in registers */
+#define MAX_ROWS 32 /* of input for one turning round of weights */
 
-typedef uint32_t Input; /* pairs, [rows][k / 2] */
+typedef uint32_t Input __attribute__((may_alias)); /* pairs, [rows][k / 2] */
 
 /* Row `row` to its place among the inputs. */
 INLINE void spread_row(const uint16_t *from, long rows, long row, long k, Input *inputs) {
@@ -23,8 +24,8 @@ INLINE void spread_row(const uint16_t *from, long rows, long row, long k, Input 
     memcpy(inputs + row * (k / 2), from, 2 * k);
 }
 
-/* Turns round a tile: of each of 16 rows, 16 pairs. to[pair][row] */
-INLINE void turn(const Input *const *rows, long at, __m512i *to) {
+/* Of each of 16 rows 16 pairs, to[pair][row]. */
+INLINE void transpose(const Input *const *rows, long at, __m512i *to) {
     __m512i a[TILE], b[TILE];
     for (int i = 0; i < TILE; i++) a[i] = _mm512_loadu_si512(rows[i] + at);
     for (int i = 0; i < TILE; i += 2) {
@@ -50,11 +51,11 @@ INLINE void turn(const Input *const *rows, long at, __m512i *to) {
     }
 }
 
-/* Adds to sums[rows] the products of a block of turned weights; meanwhile those that come next, from
+/* Adds to sums[rows] the products of a block of turned weights. Meanwhile those that come next, from
    `ahead` on in rows `apart` bytes from each other, are fetched: left to itself the processor asks
    for them too late. */
-INLINE void add_block(const __m512i *turned, long pairs, const Input *inputs, long width, int rows,
-                      const char *ahead, long apart, __m512 *sums) {
+INLINE void add_block(const __m512i *turned, long pairs, const Input *inputs, long width,
+                      int rows, const char *ahead, long apart, __m512 *sums) {
     __m512 running[ROWS];
     for (int r = 0; r < rows; r++) running[r] = _mm512_setzero_ps();
     for (long i = 0; i < pairs; i++) {
@@ -66,12 +67,11 @@ INLINE void add_block(const __m512i *turned, long pairs, const Input *inputs, lo
     for (int r = 0; r < rows; r++) sums[r] = _mm512_add_ps(sums[r], running[r]);
 }
 
-/* 16 outputs from `first` on, or as many as there are, for up to MOST rows. */
-#define MOST 32
+/* 16 outputs from `first` on, or as many as there are, for up to MAX_ROWS rows. */
 static void some_outputs(const Linear *l, long first, long rows, const Input *inputs,
                          uint16_t *output) {
     __m512i turned[BLOCK_PAIRS];
-    __m512 sums[MOST];
+    __m512 sums[MAX_ROWS];
     const Input *weights[OUTPUTS];
     long width = l->k / 2, count = l->n - first < OUTPUTS ? l->n - first : OUTPUTS;
     for (int i = 0; i < OUTPUTS; i++)
@@ -79,7 +79,7 @@ static void some_outputs(const Linear *l, long first, long rows, const Input *in
     for (long r = 0; r < rows; r++) sums[r] = _mm512_setzero_ps();
     for (long begin = 0; begin < width; begin += BLOCK_PAIRS) {
         long pairs = width - begin < BLOCK_PAIRS ? width - begin : BLOCK_PAIRS;
-        for (long at = 0; at < pairs; at += TILE) turn(weights, begin + at, turned + at);
+        for (long at = 0; at < pairs; at += TILE) transpose(weights, begin + at, turned + at);
         /* The rest of these rows, else the beginning of the next ones. */
         int is_last = begin + BLOCK_PAIRS >= width;
         const char *ahead = is_last ? (const char *)(weights[0] + OUTPUTS * width)
@@ -114,8 +114,8 @@ static void some_outputs(const Linear *l, long first, long rows, const Input *in
 /* output[row][n] = bias[n] + sum over k of input[row][k] * weight[n][k], by all threads of a team,
    which do not wait for each other at the end. inputs: from spread_row, in every row. */
 static void multiply_rows(const Linear *l, long rows, const Input *inputs, uint16_t *output) {
-    for (long first = 0; first < rows; first += MOST) {
-        long count = rows - first < MOST ? rows - first : MOST;
+    for (long first = 0; first < rows; first += MAX_ROWS) {
+        long count = rows - first < MAX_ROWS ? rows - first : MAX_ROWS;
 #pragma omp for schedule(static) nowait
         for (long n = 0; n < l->n; n += OUTPUTS)
             some_outputs(l, n, count, inputs + first * (l->k / 2), output + first * l->n);

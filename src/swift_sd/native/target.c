@@ -1,5 +1,5 @@
 /* A forward of the target over several rows: decoders of the common layout in bfloat16, each row to
-   the bit as transformers' modules give it alone where torch has no AVX-512.
+   the bit as transformers' modules give it alone.
 
    Every number that those modules would write to memory is rounded to bfloat16 here too; sums are
    taken in torch's order. Whoever uses this must check that the results are the same. One parallel

@@ -167,7 +167,7 @@ class Desk:
         if room < 1:
             raise ApiError(
                 400,
-                f"the prompt has {prompt} tokens and the model's context is {context}; shorten it",
+                f"the prompt has {prompt} tokens and there is room for {context}; shorten it",
                 param=ask.subject,
                 code="context_length_exceeded",
             )

@@ -33,7 +33,8 @@ class Keys:
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer …",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
+                # A body that was announced is not waited for.
+                headers={"WWW-Authenticate": "Bearer", "Connection": "close"},
             )
             await refusal.response()(scope, receive, send)
             return

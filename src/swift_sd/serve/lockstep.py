@@ -17,6 +17,7 @@ from datetime import timedelta
 from itertools import count
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -159,11 +160,16 @@ def follow(swifts: Mapping[str, Swift]) -> None:
 
 @contextmanager
 def _alike() -> Iterator[None]:
-    """What fails here fails on the first process too, which tells the client and goes on."""
+    """What fails here fails on the first process too, which tells the client and goes on.
+
+    Not so a lack of memory or a broken connection: then this process ends, and torchrun all others.
+    """
     try:
         yield
     except SwiftError:
         pass  # a request that is refused
+    except (MemoryError, torch.OutOfMemoryError, dist.DistError):
+        raise
     except Exception:
         log.exception("a response failed")
 

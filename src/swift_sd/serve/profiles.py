@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,16 @@ class ProfileFile:
         """Save or take over, if it is time to."""
         if time.monotonic() < self._next:
             return
-        self.finish()
+        self._next = time.monotonic() + self._period
+        self._carefully(self.update)
 
     def finish(self) -> None:
-        """Save or take over now, as far as that is possible."""
-        self._next = time.monotonic() + self._period
+        """Save what is new, whatever another process has saved since."""
+        self._carefully(self._save)
+
+    def _carefully(self, work: Callable[[], None]) -> None:
         try:
-            self.update()
+            work()
         except ProfileError as error:  # what runs goes on without
             log.warning("%s", error)
 
@@ -61,12 +65,17 @@ class ProfileFile:
         Raises:
             ProfileError: the file cannot be written, or what another process wrote cannot be used.
         """
-        stamp, learned = self._stamp(), self._learned()
+        stamp = self._stamp()
         if stamp is not None and stamp != self._seen:
             self._seen = stamp
             self._swift.profile = Profile.load(self._path)
             self._known = self._learned()
-        elif learned != self._known:
+        else:
+            self._save()
+
+    def _save(self) -> None:
+        learned = self._learned()
+        if learned != self._known:
             self._swift.profile.save(self._path)
             self._seen, self._known = self._stamp(), learned
 

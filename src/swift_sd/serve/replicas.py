@@ -57,6 +57,9 @@ def deployed(spec: Spec, replicas: int, autoscaling: dict[str, Any]) -> Any:
     """
     scale: dict[str, Any] = {"num_replicas": replicas}
     if autoscaling:
+        unknown = sorted(autoscaling.keys() - AutoscalingConfig.model_fields.keys())
+        if unknown:
+            raise ConfigError(f"--autoscaling: Ray knows no {', '.join(unknown)}")
         try:
             scale = {"autoscaling_config": AutoscalingConfig(**autoscaling)}
         except ValueError as error:
@@ -80,8 +83,8 @@ def run(spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[st
         ConfigError: `autoscaling` is not what Ray knows.
     """
     app = deployed(spec, replicas, autoscaling)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve.start(http_options=HTTPOptions(host=host, port=port))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put another one there
     try:
         serve.run(app, name=APP, route_prefix="/", blocking=True)
     except KeyboardInterrupt:

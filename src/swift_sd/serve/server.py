@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
 import uvicorn
 
@@ -32,7 +33,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int, patience: float = 60.0) -> socket.socket:
+def listen(host: str, port: int, patience: float) -> socket.socket:
     """A socket that listens.
 
     Args:
@@ -51,7 +52,7 @@ def listen(host: str, port: int, patience: float = 60.0) -> socket.socket:
             f"cannot listen at {host}, port {port} ({error.strerror or error}): choose another "
             "--host or --port"
         ) from None
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it
+    with suppress(AttributeError, OSError):  # connections inherit it
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * patience))
     return listener
 

@@ -1,0 +1,63 @@
+"""The paper's search while responses are decoded, and nothing of ours beside it."""
+
+from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting.matchness import Window
+from swift_sd.adapting.paper_search import PaperSearch
+from swift_sd.drafting.growth import PaperGrowth
+from swift_sd.drafting.layer_skip import LayerSkipDrafter
+
+
+class TestPaper:
+    def test_it_switches_at_once_and_ends_by_its_rules(
+        self, planted, prompt, same_as_alone, learner
+    ):
+        model, _ = planted
+        swift = Swift(model, config=SwiftConfig.paper())
+        assert swift.layer_set == LayerSet.unified(15)
+        scores = []
+        for seed in range(8):
+            assert same_as_alone(swift, prompt(16, seed), new=100)
+            scores.append(learner(swift).search.best_score)
+        search = learner(swift).search
+        assert scores == sorted(scores)
+        assert search.told > 0
+        assert "paper's search" in swift.search_state
+        size = 2 * 13
+        assert len(search.best.attention) + len(search.best.mlp) in (int(size * 0.45), 14)
+        if search.is_finished:
+            told = search.told
+            assert same_as_alone(swift, prompt(16, 9))
+            assert search.told == told
+
+    def test_nothing_is_scored_before_there_are_enough_generated_tokens(
+        self, planted, prompt, same_as_alone, learner
+    ):
+        swift = Swift(planted[0], config=SwiftConfig.paper())
+        assert same_as_alone(swift, prompt(60), new=30)
+        assert learner(swift).search.told == 0
+
+    def test_when_sampling_the_generated_tokens_are_the_truth(
+        self, planted, prompt, monkeypatch, same_as_alone
+    ):
+        targets = []
+        made = Window.__init__
+
+        def watched(self, target, state, tokens):
+            targets.append(target)
+            made(self, target, state, tokens)
+
+        monkeypatch.setattr(Window, "__init__", watched)
+        swift = Swift(planted[0], config=SwiftConfig.paper())
+        assert same_as_alone(swift, prompt(16), do_sample=True)
+        assert targets
+        assert set(targets) == {None}
+
+    def test_nothing_of_ours_runs_beside_it(self, planted, learner):
+        swift = Swift(planted[0], config=SwiftConfig.paper())
+        drafter, adapter = swift._experience.drafting(do_sample=False)
+        assert isinstance(drafter, LayerSkipDrafter)
+        assert isinstance(drafter.growth, PaperGrowth)
+        assert (drafter._recall, drafter._shortlist) == (None, None)
+        assert swift._experience.draft_weights.bits == 16
+        assert adapter.reader(swift.model) is None
+        assert isinstance(learner(swift).search, PaperSearch)
