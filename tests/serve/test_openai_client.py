@@ -1,6 +1,8 @@
 """The `openai` client, unchanged, against the running server; answers are those of transformers."""
 
-import httpx
+import http.client
+import json
+
 import openai
 import pytest
 from openai.types import completion_create_params
@@ -208,6 +210,17 @@ def test_ids_that_the_model_has_not_are_refused(client):
         client.completions.create(prompt=[5, 9999], **GREEDY)
 
 
+def told(server, method, path, body=None):
+    """Status and body of a request without a key."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
 def test_a_key_is_asked_for_where_there_is_one(serving, drafting_swift):
     from swift_sd.serve.limits import Limits
 
@@ -215,12 +228,12 @@ def test_a_key_is_asked_for_where_there_is_one(serving, drafting_swift):
         with server.client() as client, pytest.raises(openai.AuthenticationError) as caught:
             client.models.list()
         assert caught.value.code == "invalid_api_key"
-        for path in ("chat/completions", "completions", "../status", "../metrics", "nothing"):
-            answer = httpx.post(f"{server.url}/v1/{path}", content=b"{")  # not even read
-            assert answer.status_code == 401
-            assert answer.json()["error"]["code"] == "invalid_api_key"
+        for path in ("/v1/chat/completions", "/v1/completions", "/status", "/metrics", "/nothing"):
+            status, body = told(server, "POST", path, b"{")  # which is not even read
+            assert status == 401
+            assert json.loads(body)["error"]["code"] == "invalid_api_key"
         for path in ("/", "/health", "/openapi.json", "/static/page.css"):
-            assert httpx.get(server.url + path).status_code == 200
+            assert told(server, "GET", path)[0] == 200
         for key in ("secret", "other"):
             with server.client(api_key=key) as client:
                 assert [model.id for model in client.models.list()] == ["tiny"]

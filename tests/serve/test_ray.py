@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swift_sd import Profile, Swift, SwiftConfig
 from swift_sd.errors import ConfigError
-from swift_sd.serve.replicas import deployed
 from swift_sd.serve.spec import Spec
 from swift_sd.testing.planted import planted_model
 
@@ -192,7 +191,10 @@ def test_ctrl_c_and_sigterm_finish_the_answers_in_the_making(cluster, number):
     assert not cluster.is_up()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own
 def test_autoscaling_is_handed_on_and_wrong_names_are_refused():
+    from swift_sd.serve.replicas import deployed
+
     spec = Spec({"tiny": "x"})
     scaled = deployed(spec, 1, {"min_replicas": 1, "max_replicas": 4})
     config = scaled._bound_deployment._deployment_config.autoscaling_config

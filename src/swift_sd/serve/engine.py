@@ -144,8 +144,7 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._ready():
-                for response in tuple(self._active):
-                    self._advance(response)
+                self._turn()
                 if self._chores is not None:
                     self._guarded(self._chores)
         except Exception as error:
@@ -173,13 +172,13 @@ class Engine:
     def _ready(self) -> bool:
         """Fill free places; wait while there is nothing to do. False when all is over."""
         with self._changed:
-            late = [job for job in self._waiting if time.monotonic() > job.deadline]
-            for job in late:
-                self._waiting.discard(job)
             if not (self._active or self._waiting or self._is_closed):
                 self._changed.wait(IDLE)
             if self._is_closed:
                 return False
+            late = [job for job in self._waiting if time.monotonic() > job.deadline]
+            for job in late:
+                self._waiting.discard(job)
             taken: list[Job] = []
             while self._waiting and len(self._active) + len(taken) < self._most_active:
                 taken.append(self._waiting.take([*(r.job for r in self._active), *taken]))
@@ -188,6 +187,11 @@ class Engine:
         for job in taken:
             self._begin(job)
         return True
+
+    def _turn(self) -> None:
+        """A step of each response; none is held on to while there is nothing to do."""
+        for response in tuple(self._active):
+            self._advance(response)
 
     def _begin(self, job: Job) -> None:
         try:
