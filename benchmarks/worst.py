@@ -41,9 +41,11 @@ def timed(swift: Swift, inputs: Any, seed: int, arguments: dict[str, Any]) -> tu
     return (perf_counter() - begin) / len(ids), ids
 
 
-def random_prompts(size: int, count: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
+def random_prompts(
+    size: int, count: int, device: torch.device, seed: int = 0
+) -> list[dict[str, torch.Tensor]]:
     """Token ids without any sense."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     ids = [torch.randint(size, (1, LENGTH), generator=random).to(device) for _ in range(count)]
     return [{"input_ids": each, "attention_mask": torch.ones_like(each)} for each in ids]
 
@@ -68,11 +70,11 @@ def cases(model: Any, tokenizer: Any, count: int, new: int) -> Iterator[tuple[st
 
 
 def measured(
-    model: Any, prompts: Any, arguments: Any, show: Callable[[Any], Any]
+    model: Any, tokenizer: Any, prompts: Any, arguments: Any, show: Callable[[Any], Any]
 ) -> dict[str, Any]:
     """The figures of a case."""
-    plain, swift = Swift(model, config=SwiftConfig.plain()), Swift(model)
-    other = random_prompts(model.config.get_text_config().vocab_size, 1, model.device)[0]
+    plain, swift = Swift(model, tokenizer, SwiftConfig.plain()), Swift(model, tokenizer)
+    other = random_prompts(model.config.get_text_config().vocab_size, 1, model.device, seed=1)[0]
     for one in (plain, swift):  # what is slow once shall be over
         timed(one, other, 0, {**GREEDY, "max_new_tokens": WARM_UP})
     ours, theirs, same = [], [], 0
@@ -104,14 +106,15 @@ def main(
     table = Table("case", "plain ÷ ours", "median", "min", "max", "identical")
     figures = {}
     for name, one, prompts, arguments in cases(target, tokenizer, count, new):
-        found = measured(one, prompts, arguments, lambda each, name=name: track(each, name))
-        facts = {"length": LENGTH, **{key: str(value) for key, value in arguments.items()}}
-        figures[name] = {**found, "arguments": facts}
+        own = tokenizer if one is target else None
+        found = measured(one, own, prompts, arguments, lambda each, name=name: track(each, name))
+        facts = {"parameters": one.num_parameters(), "dtype": str(one.dtype), **arguments}
+        figures[name] = {**found, "settings": facts}
         numbers = (f"{found[key]:.2f}" for key in ("ratio", "median", "min", "max"))
         table.add_row(name, *numbers, f"{found['identical']} of {found['prompts']}")
     Console().print(table)
     if out is not None:
-        settings = {"model": Path(model).name, "count": count, "new": new}
+        settings = {"model": Path(model).name, "count": count, "new": new, "random": LENGTH}
         report = {"environment": describe_environment(target), "settings": settings}
         out.write_text(json.dumps({**report, "cases": figures}, indent=1) + "\n", encoding="utf-8")
 

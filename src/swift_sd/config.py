@@ -38,6 +38,7 @@ class SwiftConfig:
             what `swift-sd search` has found on this machine, if the profile says; else 4, or 8 for
             a model of less than 300 million parameters, which suffers more from rounding.
         draft_group: weights in a row that share a scale there: fewer err less and take more memory.
+            torch's packed kernels for 8 bits, where nothing is compiled, have one scale for a row.
         drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
             the target nearly said before, "model" drafts with the model itself. Without "model"
             nothing is copied, rounded or searched for.

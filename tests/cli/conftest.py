@@ -12,6 +12,8 @@ import pytest
 import tokenizers
 import transformers
 
+from swift_sd.cache_folder import cache_root
+from swift_sd.native.compiler import load_kernels
 from swift_sd.testing.families import tiny_model
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -75,8 +77,11 @@ def folder_with_short_context(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory) -> Path:
-    """Nothing is read from the user's cache directory, nor written there."""
+    """Nothing is read from the user's cache directory, nor written there, but for the kernels."""
     folder = tmp_path_factory.mktemp("cache")
+    load_kernels()
+    for kernels in cache_root().glob("kernels-*.so"):
+        (folder / kernels.name).symlink_to(kernels)
     monkeypatch.setenv("SWIFT_SD_CACHE", str(folder))
     return folder
 

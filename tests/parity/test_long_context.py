@@ -7,6 +7,7 @@ import torch
 
 from swift_sd import Swift
 from swift_sd.adapting.governor import Governor
+from swift_sd.drafting.growth import CostGrowth
 from swift_sd.testing.families import tiny_model
 
 LENGTH, NEW = 8192, 24
@@ -18,6 +19,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "
 def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch):
     # All take turns, whether it pays or not.
     turns = count()
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama", **WIDE, max_position_embeddings=LENGTH + NEW).to(dtype)
     noise = torch.Generator().manual_seed(0)

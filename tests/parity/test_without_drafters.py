@@ -8,6 +8,7 @@ import torch
 from swift_sd import Swift, SwiftConfig
 from swift_sd.adapting.governor import Governor
 from swift_sd.config import DRAFTERS
+from swift_sd.drafting.growth import CostGrowth
 from swift_sd.testing.families import tiny_model
 
 SOME = [names for count in (1, 2, 3) for names in combinations(DRAFTERS, count)]
@@ -23,6 +24,7 @@ NOT_OF = {  # names of steps, by drafter that may not propose
 def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
     # All take turns, whether it pays or not.
     turns = count()
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])

@@ -89,6 +89,8 @@ class Cluster:
         return self._process.wait(60) is not None
 
     def stop(self) -> None:
+        if self._process.poll() is not None:  # it has ended, and Ray with it
+            return
         children = psutil.Process(self._process.pid).children(recursive=True)
         self.tell(signal.SIGINT)
         try:

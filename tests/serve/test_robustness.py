@@ -107,6 +107,7 @@ def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(
 
 def rest(raw):
     """What can still be read from a connection."""
+    raw.settimeout(60)
     read = b""
     with contextlib.suppress(ConnectionError):
         while part := raw.recv(65536):

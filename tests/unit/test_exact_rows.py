@@ -7,14 +7,8 @@ from torch import nn
 from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
-from swift_sd.model.exact_rows import (
-    ColumnMajor,
-    ExactRows,
-    RowByRow,
-    as_it_is,
-    exact_forms,
-    is_exact,
-)
+from swift_sd.model.exact_linear import ColumnMajor, RowByRow, as_it_is, exact_forms
+from swift_sd.model.exact_rows import ExactRows, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View

@@ -36,7 +36,7 @@ def measured_influence(
     with state.cache.rewound(tokens):
         view.forward(state.tokens[:, end - tokens : end].to(state.device), state.cache, keep=1)
     shares = (*view.influence.attention[1:-1], *view.influence.mlp[1:-1])
-    # In 16 bits a norm may overflow; then nothing is known.
+    # In 16 bits hidden states may overflow; then nothing is known.
     return shares if all(map(math.isfinite, shares)) else (1.0,) * len(shares)
 
 

@@ -16,6 +16,7 @@ from swift_sd.model.layer_set import LayerSet
 
 MOST = 16  # kinds; the one not met for longest is forgotten
 MEMORY = 64  # prompts after which old ones count half
+LARGEST = 1e50  # numbers of a profile: what is made of them must be finite too
 FAR = 1.25  # times the usual distance: a prompt unlike the others
 
 
@@ -89,11 +90,10 @@ class Kind:
                 influence = tuple(map(float, influence))
                 if len(influence) != 2 * max(depth - 2, 0):
                     raise ValueError(f"influence of {len(influence)} sublayers")
-            with np.errstate(over="ignore"):
-                total = centre * prompts
-            numbers = [*total, prompts, apart, *(influence or ())]
-            if not (np.isfinite(numbers).all() and centre.ndim == 1):
-                raise ValueError("numbers that are not finite")
+            numbers = np.array([*centre, prompts, apart, *(influence or ())], dtype=np.float64)
+            if not ((np.abs(numbers) < LARGEST).all() and centre.ndim == 1):
+                raise ValueError("numbers that are too large, or none")
+            total = centre * prompts
             if data["search"] is not None:
                 check_saved(data["search"], depth)
             return cls(total, prompts, apart, influence, saved=data["search"])

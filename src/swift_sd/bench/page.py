@@ -118,7 +118,8 @@ def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
         view = record.get("draft_view")
         if view is None:
             continue
-        words = "the model's own weights"
+        reason = view.get("why_not_rounded")
+        words = "the model's own weights" + (f", as {reason}" if reason else "")
         if view["bits"] < 16:
             words = (
                 f"copies in {view['bits']} bits, made in {view['seconds']:.1f} s, "

@@ -14,7 +14,7 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.quantised_linear import quantised_copy
-from swift_sd.model.shortlist import Shortlist
+from swift_sd.model.shortlist import LEAST, Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.token_ranking import ranked_tokens
 from swift_sd.model.view import View
@@ -68,7 +68,8 @@ class DraftWeights:
         if bits < 16:
             self._round(bits)
         if has_short_head and self._compiled is not None:
-            self.shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
+            size = self._compiled.vocabulary
+            self.shortlist = Shortlist(size, ranked_tokens(tokenizer) if size > LEAST else None)
         self._seconds = perf_counter() - begin
 
     @property

@@ -1,25 +1,18 @@
 """A verifying forward that computes every row to the bit as plain decoding computes it.
 
-Over several rows attention and matrix products may add up in another order than over one. Which of
-them do so on this machine is found by trying. Attention is then called for each row as in plain
-decoding. A matrix product is given its rows as columns: oneDNN, which splits the sums of row-major
-rows into blocks, does not do so with those (nor with a single row, which is both). On processors
-whose order of a single row is known, compiled code takes it for all rows at once. Where nothing
-helps it is computed row by row.
+Attention over several rows may add up in another order than over one; it is called for each row as
+in plain decoding. For matrix products see `exact_linear`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.pytorch_utils import Conv1D
 
 from swift_sd.model.compiled_attention import (
     RowPaths,
@@ -27,7 +20,7 @@ from swift_sd.model.compiled_attention import (
     fits,
     is_compilable,
 )
-from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
+from swift_sd.model.exact_linear import Forms, put_around
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import replaced, shared_copy
 from swift_sd.model.sublayers import Sublayers
@@ -35,14 +28,7 @@ from swift_sd.model.target import Verifier
 from swift_sd.model.view import View
 
 ATTENTION = "swift_sd_row_by_row"
-ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried
-OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
 PREFIX = 6
-
-
-Form = Callable[[nn.Module], nn.Module]
-Forms = Mapping[str, Form]
-"""By name of a linear layer, what to put around it so that each row is computed as if alone."""
 
 
 def attention_row_by_row(
@@ -109,40 +95,6 @@ class AttentionKernels:
         return self._known[shape]
 
 
-def as_it_is(linear: nn.Module) -> nn.Module:
-    """The linear layer needs nothing around it."""
-    return linear
-
-
-class ColumnMajor(nn.Module):
-    """A linear layer that is given its rows `[batch, rows, in]` as columns in memory."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[batch, rows, out]`."""
-        if hidden_states.shape[-2] == 1:
-            alone: Tensor = self.linear(hidden_states)
-            return alone
-        rows = hidden_states.flatten(0, -2)
-        output: Tensor = self.linear(rows.t().contiguous().t())
-        return output.view(*hidden_states.shape[:-1], -1)
-
-
-class RowByRow(nn.Module):
-    """A linear layer that computes each row of `[batch, rows, in]` alone."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[batch, rows, out]`."""
-        return torch.cat([self.linear(row) for row in _pieces(hidden_states, 1)], dim=1)
-
-
 class ExactRows(View):
     """The target for several rows, each computed as if it was alone; shares all tensors.
 
@@ -162,7 +114,7 @@ class ExactRows(View):
     ) -> None:
         AttentionInterface.register(ATTENTION, attention_row_by_row)
         new: dict[str, Any] = {
-            name: _put_around(model.get_submodule(name), form) for name, form in forms.items()
+            name: put_around(model.get_submodule(name), form) for name, form in forms.items()
         }
         self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
@@ -190,38 +142,6 @@ class ExactRows(View):
             self._config.swift_sd_paths = None
 
 
-def exact_forms(
-    model: PreTrainedModel, most_alone: float, kernels: Any = None
-) -> dict[str, Form] | None:
-    """What to put around the linear layers whose rows depend on how many rows there are.
-
-    Args:
-        most_alone: the share of the weights that may be read once for each row.
-        kernels: from `load_kernels()`, or None to do without.
-
-    Returns:
-        None if the share is exceeded.
-    """
-    linears = dict(_linears(model))
-    total = sum(linear.weight.numel() for linear in linears.values())
-    by_kind: dict[tuple[Any, ...], Form] = {}
-    forms: dict[str, Form] = {}
-    alone = 0
-    for name, linear in linears.items():
-        weight: Tensor = linear.weight
-        kind = (type(linear), weight.shape, weight.dtype, weight.stride(), linear.bias is None)
-        if kind not in by_kind:
-            by_kind[kind] = _exact_form(linear, kernels)
-        form = by_kind[kind]
-        if form is RowByRow:
-            alone += weight.numel()
-            if alone > most_alone * total:
-                return None
-        if form is not as_it_is:
-            forms[name] = form
-    return forms
-
-
 @torch.inference_mode()
 def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
@@ -243,56 +163,3 @@ def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
         results.append([torch.cat(logits, dim=1), *written])
     expected, found = results
     return all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-
-
-def _put_around(linear: nn.Module, form: Form) -> nn.Module:
-    """As found, unless the layer has become another one since."""
-    is_another = isinstance(form, partial) and not can_be_compiled(linear)
-    return RowByRow(linear) if is_another else form(linear)
-
-
-def _pieces(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[:, begin : begin + size] for begin in range(0, rows.shape[1], size)]
-
-
-def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            yield name, module
-
-
-@torch.inference_mode()
-def _exact_form(linear: Any, kernels: Any) -> Form:
-    """The cheapest form in which several rows come out as each alone does."""
-    weight: Tensor = linear.weight
-    out, width = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for _ in range(max(1, OUTPUTS // (out * max(ROWS)))):
-        rows = torch.randn(1, max(ROWS), width, generator=generator).to(weight)
-        samples.append((rows, torch.cat([linear(row) for row in _pieces(rows, 1)], dim=1)))
-    possible: list[Form] = [as_it_is, ColumnMajor]
-    if kernels is not None and can_be_compiled(linear):
-        possible.insert(0, partial(CompiledRows, kernels))
-
-    def is_exact(form: Form) -> bool:
-        module = form(linear)
-        return all(
-            torch.equal(module(rows[:, :n]), alone[:, :n]) for rows, alone in samples for n in ROWS
-        )
-
-    return next(filter(is_exact, possible), RowByRow)
-
-
-def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
-    """A copy that reads prompts as the model does, to the bit, with the compiled ones of `forms`.
-
-    Whether it does so is for the caller to find out: torch computes many rows like one on some
-    processors only. None if there are no compiled ones.
-    """
-    new = {
-        name: form(model.get_submodule(name))
-        for name, form in forms.items()
-        if isinstance(form, partial) and can_be_compiled(model.get_submodule(name))
-    }
-    return replaced(model, new) if new else None

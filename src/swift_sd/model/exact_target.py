@@ -9,22 +9,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from swift_sd.model.compiled_target import CompiledTarget
-from swift_sd.model.exact_rows import (
-    AttentionKernels,
-    ExactRows,
-    Forms,
-    compiled_model,
-    exact_forms,
-    is_exact,
-)
+from swift_sd.model.exact_linear import Forms, compiled_model, exact_forms, many_rows_are_alike
+from swift_sd.model.exact_rows import AttentionKernels, ExactRows, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError, find_kernels
 
+READ = 20  # tokens of a prompt, more than are ever verified together in a trial
+MANY = 130  # rows of a linear layer: torch may take sums in another order for so many
 # Of all weights that a step reads, how many may be read once for each row.
-READ = (20, 130, 600)  # tokens of a prompt: torch may take sums in another order for many
 MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
 
@@ -86,23 +81,25 @@ class ExactTarget:
             return
         self._forms = forms
         reading = compiled_model(self._model, forms)
-        self._reads_exactly = reading is not None and self._reads_alike(reading)
+        self._reads_exactly = reading is not None and self._reads_alike(reading, forms)
         compiled = self._compiled()
         self.is_compiled = compiled is not None and is_exact(compiled, self._model)
 
-    def _reads_alike(self, module: nn.Module) -> bool:
-        """Whether it gives the logits of the model behind prompts, to the bit."""
+    @torch.inference_mode()
+    def _reads_alike(self, module: nn.Module, forms: Forms) -> bool:
+        """Whether it reads a prompt as the model does, to the bit: logits, keys and values."""
         embedding: Any = self._model.get_input_embeddings()
-        windows = attention_windows(self._model.config)
-        for count in READ:
-            spread = torch.linspace(0, embedding.weight.shape[0] - 1, count)
-            tokens = spread.long().unsqueeze(0).to(self._model.device)
-            found, expected = (
-                View(one).forward(tokens, KVCache(windows), keep=1) for one in (module, self._model)
+        tokens = torch.linspace(0, embedding.weight.shape[0] - 1, READ).long().unsqueeze(0)
+        results = []
+        for one in (module, self._model):
+            cache = KVCache(attention_windows(self._model.config))
+            logits = View(one).forward(tokens.to(self._model.device), cache)
+            cache.commit(READ)
+            results.append(
+                [logits, *(part for buffer in cache.buffers for part in buffer.tail(READ))]
             )
-            if not torch.equal(found, expected):
-                return False
-        return True
+        same = all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+        return same and many_rows_are_alike(self._model, forms, MANY)
 
     def _verifier(self) -> View | CompiledTarget | None:
         forms = self._usable

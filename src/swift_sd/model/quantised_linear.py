@@ -12,6 +12,7 @@ from swift_sd.model.stubs import replaced
 
 TILES = {"cpu": 1, "cuda": 8}  # of 16 weights that torch packs together, by device
 DTYPES = {"cpu": (torch.bfloat16, torch.float16, torch.float32), "cuda": (torch.bfloat16,)}
+GROUPS = (256, 128, 64, 32)  # that the packed kernels know
 OUTPUTS = 64  # rows of weights that the packed kernels take at once
 
 
@@ -20,7 +21,7 @@ class FourBits(nn.Module):
 
     Args:
         linear: not changed; its bias is shared.
-        group: most weights that share a scale; 64 or 32 where it does not divide the width.
+        group: most weights that share a scale; fewer where that does not divide the width.
         kind: type of the device that is packed for; the weight's own if not given.
 
     Raises:
@@ -35,7 +36,8 @@ class FourBits(nn.Module):
         # On a GPU torch has the kernel for bfloat16 alone.
         if kind not in TILES or weight.dtype not in DTYPES[kind]:
             raise ValueError(f"no 4-bit kernel for {weight.dtype} on {kind}")
-        group = next((size for size in (group, 64, 32) if width % size == 0), 0)
+        sizes = (size for size in GROUPS if size <= group)
+        group = next((size for size in sizes if width % size == 0), 0)
         if not group or width % (16 * TILES[kind]) or out % OUTPUTS:
             raise ValueError(f"no 4-bit kernel for {out} x {width}")
         self.bias, self.group, self.is_cpu = linear.bias, group, kind == "cpu"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 FREQUENT = 4  # of so many tokens of the vocabulary one belongs to it from the start
 LEAST = 4096  # tokens; a smaller vocabulary is not worth the trouble
-FULL = 0.5  # of the vocabulary: then what was learned is forgotten
+FULL = 0.5  # of the vocabulary, or twice what it began with: then what was learned is forgotten
 ENOUGH = 0.95  # share of the target's tokens below which the whole head is read
 FADE = 0.99  # weight of the tokens before
 
@@ -39,11 +39,13 @@ class Shortlist:
 
     def add(self, tokens: Sequence[int]) -> None:
         """List these too."""
-        new = [token for token in set(tokens) if not self._is_listed[token]]
+        tokens = [token for token in set(tokens) if 0 <= token < len(self._is_listed)]
+        new = [token for token in tokens if not self._is_listed[token]]
         if not new:
             return
         if self._is_listed.sum() + len(new) > self._most:
             self._start()
+            new = tokens
         self._is_listed[new] = True
         self._tokens = None
 

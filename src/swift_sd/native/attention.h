@@ -77,6 +77,9 @@ INLINE wide quick_exponential(wide x) {
     return result;
 }
 
+/* What torch's compiler makes of a single exponential: correctly rounded, as expf is not always. */
+INLINE float rounded_exponential(float x) { return (float)exp((double)x); }
+
 /* Adds the halves as long as there are two, then as `total` does. */
 INLINE float sum_of(wide value) {
     floats parts[WIDE / LANES];
@@ -97,7 +100,7 @@ static float weigh(const float *scores, long count, float most, uint16_t *weight
     }
     float sum = sum_of(sums[0] + sums[1]);
     for (; i < count; i++) {
-        float weight = expf(scores[i] - most);
+        float weight = rounded_exponential(scores[i] - most);
         sum += weight;
         weights[i] = to_bfloat16(weight);
     }
@@ -163,7 +166,7 @@ static void attend(const Attention *a, long row, long head, float *scratch) {
             most = scores[i] > most ? scores[i] : most;
         }
         float part = weigh(scores, count, most, weights);
-        float faded = expf(highest - most);
+        float faded = rounded_exponential(highest - most);
         sum = part + faded * sum;
         highest = most;
         if (first > begin)

@@ -35,8 +35,8 @@ class NoKernelsError(Exception):
 def load_kernels() -> ctypes.CDLL:
     """The kernels, compiled for this machine's processor.
 
-    What was compiled is kept in the user's cache directory, or if nothing can be written there in a
-    temporary one. Loaded after torch, they share its threads.
+    What was compiled is kept in `cache_root()`, or if nothing can be written there in a temporary
+    folder. Loaded after torch, they share its threads.
 
     Raises:
         NoKernelsError: there is no C compiler, or it does not understand them.
@@ -57,7 +57,7 @@ def load_kernels() -> ctypes.CDLL:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _compiled(compiler, folder, path)
-    except (OSError, NoKernelsError):  # no right, no space, or nothing to be had anywhere
+    except OSError:
         pass
     try:
         with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file may go
