@@ -16,7 +16,7 @@ import psutil
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from swift_sd import Profile, Swift, SwiftConfig
+from swift_sd import Swift, SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.serve.spec import Spec
 from swift_sd.testing.planted import planted_model
@@ -142,41 +142,6 @@ def cluster(learned, tmp_path):
             yield made
         finally:
             made.stop()
-
-
-def test_what_is_learned_under_load_survives_a_replica(learned, tmp_path):
-    """No file at the start: one replica learns and writes it, and whatever comes later reads it."""
-    folder, profile = learned[0], tmp_path / "new.json"
-    asked = {**QUESTION, "max_tokens": 80}
-
-    def found() -> bool:
-        if not profile.exists():
-            return False
-        search = Profile.load(profile).learned["kinds"][-1]["search"]
-        return bool(search and (search["best"]["attention"] or search["best"]["mlp"]))
-
-    with (tmp_path / "log").open("w") as log:
-        cluster = Cluster(folder, log, "--replicas", "1", "--profile", str(profile))
-        try:
-            assert until(cluster.is_up, 300)
-            with cluster.client() as client:
-
-                def load() -> bool:
-                    for _ in range(10):
-                        client.completions.create(**asked)
-                    return found()
-
-                assert until(load, 300)
-                (killed,) = cluster.replicas()
-                os.kill(killed, signal.SIGKILL)
-                assert until(lambda: len(cluster.replicas() - {killed}) == 1, 300)
-                assert until(cluster.is_up, 60)
-                client.completions.create(**QUESTION)
-                known = Profile.load(profile).learned["kinds"][-1]["search"]["best"]
-                assert known["attention"] or known["mlp"]
-                assert cluster.skipped() == known
-        finally:
-            cluster.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
