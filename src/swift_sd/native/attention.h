@@ -1,7 +1,7 @@
 /* Attention of single queries over cached keys in bfloat16, several of them at once.
 
-   Written to give, to the bit, what torch's attention gives for each query alone on CPUs that are
-   not Intel's, in the order in which MKL and torch take their sums there: scores in four lanes, values
+   Written to give, to the bit, what torch's attention gives for each query alone on AMD's CPUs, in
+   the order in which MKL and torch take their sums there: scores in four lanes, values
    four keys at a time, the softmax block by block. Whoever uses this must check that it does. */
 #ifndef SWIFT_SD_ATTENTION_H
 #define SWIFT_SD_ATTENTION_H
@@ -77,7 +77,7 @@ INLINE wide quick_exponential(wide x) {
     return result;
 }
 
-/* What torch's compiler makes of a single exponential: correctly rounded, as expf is not always. */
+/* torch's single exponentials were found to be correctly rounded, as expf's are not always. */
 INLINE float rounded_exponential(float x) { return (float)exp((double)x); }
 
 /* Adds the halves as long as there are two, then as `total` does. */
