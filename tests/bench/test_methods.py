@@ -128,6 +128,25 @@ def test_early_exit_that_breaks_leaves_all_layers(model_of, tokenizer, prompt):
     finally:
         watch.remove()
     assert model.config.num_hidden_layers == depth
+    assert model.generation_config.num_assistant_tokens is None
+
+
+def test_early_exit_drafts_a_few_tokens(model_of, tokenizer, prompt):
+    model = model_of("llama")
+    depth, drafts, longest = model.config.num_hidden_layers, 0, 0
+
+    def counts(*_):
+        nonlocal drafts, longest
+        drafts = drafts + 1 if model.config.num_hidden_layers < depth else 0
+        longest = max(longest, drafts)
+
+    answer = METHODS["hf-early-exit"](Subject(model, tokenizer)).start()
+    watch = model.register_forward_pre_hook(counts)
+    try:
+        answer({"input_ids": prompt()}, {"do_sample": False, "max_new_tokens": 24})
+    finally:
+        watch.remove()
+    assert 0 < longest <= 5
 
 
 def test_early_exit_is_refused_where_no_layers_are_found(model_of, tokenizer, monkeypatch):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 LOOKUP_TOKENS = 5
 EARLY_EXIT = 0.7  # of the layers draft
+EARLY_EXIT_TOKENS = 5  # transformers' own 20 take far longer where drafts are refused
 
 
 @register
@@ -114,7 +115,9 @@ class HfEarlyExit(Hf):
     """Drafts of the model's own first layers."""
 
     name = "hf-early-exit"
-    about = f"transformers' early exit after {EARLY_EXIT:.0%} of the layers"
+    about = (
+        f"transformers' early exit at {EARLY_EXIT:.0%} of the layers, {EARLY_EXIT_TOKENS} tokens"
+    )
     may_fail = True
 
     @property
@@ -133,15 +136,21 @@ class HfEarlyExit(Hf):
         return {"assistant_early_exit": self._exit}
 
     def start(self) -> Answer:
-        """See `Hf.start`; should it break, the model has all its layers again."""
+        """See `Hf.start`; whatever happens, the model is left as it was.
+
+        How many tokens are drafted, transformers reads from the model alone, not from arguments.
+        """
         answer, config = super().start(), self._base.config
-        depth = config.num_hidden_layers
+        generation: Any = self.subject.model.generation_config
+        depth, drafted = config.num_hidden_layers, generation.num_assistant_tokens
 
         def safely(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
+            generation.num_assistant_tokens = EARLY_EXIT_TOKENS
             try:
                 return answer(inputs, arguments)
             finally:
                 config.num_hidden_layers = depth
+                generation.num_assistant_tokens = drafted
 
         return safely
 
