@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from swift_sd.bench.catalogue import METHODS
+from swift_sd.bench.questions import read_questions
 from swift_sd.bench.runner import Runner
 from swift_sd.errors import SwiftError
 
@@ -201,6 +202,18 @@ def test_sampling_and_a_stream_with_repeats(run):
     results = json.loads((folder / "results.json").read_text())
     assert {record["identical"] for record in results["records"]} == {None}
     assert "In brackets" not in out
+
+
+def test_questions_are_asked_in_an_order_drawn_from_the_seed(run, questions_file):
+    given = [question.question_id for question in read_questions(questions_file)]
+    asked = []
+    for seed in range(3):
+        status, _, err, folder = run("--shuffle", "--seed", seed, out=f"mixed-{seed}")
+        assert status == 0, err
+        records = json.loads((folder / "results.json").read_text())["records"]
+        asked.append(list(dict.fromkeys(record["question_id"] for record in records)))
+        assert sorted(map(str, asked[-1])) == sorted(map(str, given))
+    assert any(order != given for order in asked)
 
 
 @pytest.mark.parametrize("command", [(), ("compare",), ("page",)])

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from swift_sd.bench.questions import (
     digest,
     limited,
     read_questions,
+    shuffled,
     suite,
 )
 from swift_sd.errors import ConfigError
@@ -103,6 +105,14 @@ def test_nothing_to_ask_is_refused(asked, limit):
 def test_the_digest_tells_questions_apart(questions):
     assert digest(questions) == digest(list(questions))
     assert digest(questions) != digest(questions[::-1])
+
+
+def test_shuffling_keeps_every_question(questions):
+    many = [replace(questions[0], question_id=number) for number in range(30)]
+    mixed = shuffled(many, 0)
+    assert mixed != many
+    assert sorted(mixed, key=lambda question: question.question_id) == many
+    assert (shuffled(many, 0) == mixed, shuffled(many, 1) == mixed) == (True, False)
 
 
 def test_the_builtin_suite_has_three_for_each_of_eight_groups():

@@ -4,11 +4,15 @@ import queue
 import time
 
 import pytest
+import torch
 
 from swift_sd import Swift
 from swift_sd.decoding.trace import Step
+from swift_sd.serve import lockstep
+from swift_sd.serve.decoding import Decoding, Parted
 from swift_sd.serve.engine import Engine, Refused
 from swift_sd.serve.jobs import End, Failure, Job
+from swift_sd.serve.lockstep import Leader
 from swift_sd.serve.response import origins
 from swift_sd.serve.served import Served
 
@@ -81,6 +85,27 @@ def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog)
     assert "a fault of ours" in caplog.text
     with pytest.raises(Refused):
         engine.submit(jobs[0][0])
+
+
+def test_processes_that_have_come_apart_are_told_nothing_and_end_the_engine(served, monkeypatch):
+    told = []
+    monkeypatch.setattr(lockstep, "_tell", lambda order: told.append(order.verb))
+    served.leader = Leader()
+    engine = Engine([served], 2)
+    (job, events), (other, others) = (asked(served, 8) for _ in range(2))
+
+    def exhausted(decoding):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Decoding, "next", exhausted)
+    for one in (job, other):
+        engine._waiting.put(one)
+    engine.start()
+    assert "come apart: no room" in str(last(events).error)
+    assert isinstance(last(others).error, Refused)
+    engine.close(60)
+    assert isinstance(engine.failure, Parted)
+    assert told == ["start", "start", "next"]  # another word would never arrive
 
 
 def test_a_cancelled_answer_ends_within_a_step(served):

@@ -112,6 +112,39 @@ def test_the_instruments_show_what_the_server_measured(page):
     assert "1 attention and 0 MLP" in page.one("#skipped").text
 
 
+def test_speed_is_shown_beside_that_of_plain_decoding(page):
+    page.say("Hello there")
+    page.answer()
+    if not page.one("#instruments").is_displayed():
+        page.one("#inside").click()
+    page.wait(lambda: "times plain decoding" in page.one("#speed .verdict").text)
+    now, plain = (float(page.one(f"#speed .{name} + span").text) for name in ("now", "plain"))
+    assert min(now, plain) > 0
+    widths = [page.one(f"#speed .{name} i").rect["width"] for name in ("now", "plain")]
+    assert max(widths) > 0
+    assert min(widths) / max(widths) == pytest.approx(min(now, plain) / max(now, plain), abs=0.05)
+
+
+def test_all_is_reached_and_used_with_the_keyboard_alone(page):
+    is_hidden = not page.one("#instruments").is_displayed()
+    assert page.run("document.activeElement.id") == "text"
+    keys = webdriver.ActionChains(page.driver)
+    keys.send_keys("Hello there", Keys.ENTER).perform()
+    page.answer()
+    reached = []
+    for _ in range(20):
+        keys.send_keys(Keys.TAB).perform()
+        focus = page.run("document.activeElement.id")
+        if focus == "inside" and is_hidden and focus not in reached:
+            keys.send_keys(Keys.SPACE).perform()
+        reached.append(focus)
+    order = ["model", "inside"] if is_hidden else ["model"]
+    order += ["log", "text", "send", "origins", "temperature", "longest", "reset"]
+    around = reached[reached.index("model") :]
+    assert [name for name in around if name][: len(order)] == order
+    assert page.one("#instruments").is_displayed()
+
+
 def test_escape_stops_an_answer(page, server):
     page.say("Hello there", 200)
     page.wait(lambda: page.all(".running .token"))

@@ -2,6 +2,8 @@
 
 import itertools
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +11,14 @@ import torch
 
 from swift_sd import ConfigError, LayerSet, Swift, SwiftConfig
 from swift_sd.adapting import adaptation as adapting
+from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.costs import Costs
-from swift_sd.adapting.kinds import Met
+from swift_sd.adapting.kinds import Kind, Met
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.rate_search import STALE, RateSearch
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.layer_skip import OWN
+from swift_sd.drafting.pace import Pace, Prior
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import tiny_model
 
@@ -53,6 +57,40 @@ def test_at_its_usual_pace_it_spends_a_small_share_of_the_time(
     # What the first look takes is not known before; it took so long that no second one followed.
     assert learned._spent == 1e3 > adapting.MOST * learned._elapsed
     assert learned.told == 0
+
+
+@pytest.mark.parametrize(("hope", "share"), [(1.05, 0.02), (1.5, 0.1)])
+def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, planted, monkeypatch):
+    """On a simulated clock: a round takes a second, scoring a candidate three."""
+    now = [0.0]
+    sublayers = find_sublayers(planted[0])
+    pace = Pace(torch.device("cpu"), Prior(verify={1: 1.0, 33: 3.0}))
+    learned = Adaptation(sublayers, pace, 8, lambda: None, lambda: planted[0])
+    best = LayerSet.none(sublayers.depth)
+    search = SimpleNamespace(is_finished=False, hope=hope, gain=1.0, best=best)
+    kind: Any = Kind(np.zeros(1), search=search)
+    cache = SimpleNamespace(committed=1000, can_rewind=lambda tokens: True)
+    state: Any = SimpleNamespace(
+        cache=cache, length=1000, prompt_length=10, warping=SimpleNamespace(is_argmax=True)
+    )
+
+    def scores(*_):
+        now[0] += 3.0
+
+    monkeypatch.setattr(adapting, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(learned, "_search", scores)
+    met = Met(np.zeros(1), kind, 0.0, in_doubt=False)
+    for round_ in range(1, 3001):
+        learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
+        learned.improve(met, state, SimpleNamespace(layer_set=best))
+        assert now[0] <= share * round_
+    assert now[0] >= 0.9 * share * 3000
+    search.is_finished = True
+    spent = now[0]
+    for _ in range(1000):
+        learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
+        learned.improve(met, state, SimpleNamespace(layer_set=best))
+    assert now[0] == spent
 
 
 def test_short_answers_pay_for_no_search(planted, prompt, monkeypatch, same_as_alone, learner):

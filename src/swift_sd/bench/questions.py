@@ -1,4 +1,4 @@
-"""Questions to time: read from JSON lines, checked, and cut to so many per group."""
+"""Questions to time: read from JSON lines, checked, cut to so many per group, shuffled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from swift_sd.errors import ConfigError
@@ -115,8 +116,13 @@ def limited(questions: Sequence[Question], limit: int | None) -> list[Question]:
     return kept
 
 
+def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The same questions in an order drawn from `seed`."""
+    return Random(seed).sample(questions, len(questions))
+
+
 def digest(questions: Sequence[Question]) -> str:
-    """A short name for exactly these questions, to tell two runs over different ones apart."""
+    """A short name for exactly these questions in this order, to tell two runs over different ones apart."""
     return digest_of([asdict(question) for question in questions])
 
 

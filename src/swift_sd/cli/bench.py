@@ -92,6 +92,12 @@ def bench(
             help="One Swift over all questions, not a fresh one for each.",
         ),
     ] = False,
+    shuffle: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle", metavar=options.FLAG, help="Ask in an order drawn from --seed."
+        ),
+    ] = False,
     remark: Annotated[
         str | None,
         typer.Option("--note", metavar="TEXT", help="Said on the page, say, of the checkpoint."),
@@ -112,6 +118,8 @@ def bench(
         return
     every, source = sources.chosen(questions, suite)
     asked = sources.limited(every, limit)
+    if shuffle:
+        asked = sources.shuffled(asked, seed or 0)
     skipped_layers = LayerSet.load(layer_set) if layer_set else None
     given = {"draft_model": draft_model, "layer_set": layer_set}
     names = checked_names(
@@ -128,6 +136,7 @@ def bench(
         temperature=temperature,
         repeats=repeats,
         stream=stream,
+        shuffle=shuffle,
         seed=seed or 0,
         dtype=dtype,
         device=device,

@@ -48,9 +48,9 @@ def search(
 ) -> None:
     """Find out which sublayers to skip, and in how many bits to draft, on prompts of yours.
 
-    All prompts are answered with drafts in 4 bits, then in 8; what promises more tokens per second
-    is written down as a profile. Ctrl-C ends it with what was found. The same command again goes on
-    from there.
+    All prompts are answered with drafts in 4 bits, then in 8, then with the model's own weights;
+    what promises most tokens per second is written down as a profile. Ctrl-C ends it with what was
+    found. The same command again goes on from there.
     """
     texts = read_prompts(prompts)
     with loaded(model, dtype=dtype, device=device) as (subject, tokenizer):
@@ -97,15 +97,13 @@ def _watched(study: Study) -> bool:
     from swift_sd.bench.table import live_progress
 
     if study.done:
-        left = len(study) - study.done
-        note(
-            f"{study.done} answers are there already: {f'{left} to go' if left else 'all of them'}"
-        )
+        is_complete = study.done == len(study)
+        note("all answers are there already" if is_complete else f"goes on behind answer {study.done} of {len(study)}")
     with live_progress() as bar:
         task = bar.add_task("searching", total=len(study), completed=study.done)
         try:
             for _ in study.run():
-                bar.update(task, advance=1, description=study.words)
+                bar.update(task, completed=study.done, description=study.words)
         except KeyboardInterrupt:
             return True
     return False

@@ -19,13 +19,13 @@ from swift_sd.errors import ProfileError
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.swift import Swift
 
-ASKED: tuple[Literal[4, 8], ...] = (4, 8)  # bits of the weights that drafts are to read, in turn
+ASKED: tuple[Literal[4, 8, 16], ...] = (4, 8, 16)  # bits of weights that drafts read, in turn
 
 
 class Study:
     """Searches on all prompts with each precision, and writes down after each answer what it knows.
 
-    What cannot be had of the model's weights in so many bits is tried once as it is, in 16.
+    A precision that the model's weights cannot be had in is passed over.
 
     Args:
         model: to draft with and to answer; it is not changed.
@@ -37,7 +37,7 @@ class Study:
         max_new_tokens: longest answer.
 
     Attributes:
-        done: answers given.
+        done: answers given, or passed over.
 
     Raises:
         ProfileError: there is a file at `out` that is no profile of this model, or none can be
@@ -95,10 +95,9 @@ class Study:
             turn, place = divmod(self.done, len(self._prompts))
             if turn != self._turn:
                 self._begin(turn)
-            if turn and self._bits != ASKED[turn] and self._bits in self._known:
-                self.done = len(self)  # these drafts were tried
-                self._save()
-                return
+            if self._bits != ASKED[turn]:  # its drafts would be those of 16 bits, which come last
+                self.done += len(self._prompts) - place
+                continue
             try:
                 self._answer(self._prompts[place])
                 self.done += 1

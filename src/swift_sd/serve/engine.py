@@ -12,6 +12,7 @@ from typing import Protocol
 
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import SwiftError
+from swift_sd.serve.decoding import Parted
 from swift_sd.serve.jobs import Failure, Job
 from swift_sd.serve.response import Response
 from swift_sd.serve.served import Served
@@ -227,7 +228,9 @@ class Engine:
             self._guarded(partial(self._observer.stepped, model, step, seconds))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """One request went wrong; the others go on."""
+        """One request went wrong; the others go on, unless nothing can."""
         if not isinstance(error, SwiftError):
             log.exception("a response failed", exc_info=error)
         job.deliver(Failure(error))
+        if isinstance(error, Parted):
+            raise error

@@ -24,11 +24,13 @@ from torch import Tensor
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import ConfigError, SwiftError
-from swift_sd.serve.decoding import Decoding
+from swift_sd.serve.decoding import Decoding, Parted
 from swift_sd.swift import Swift
 
 log = logging.getLogger(__name__)
 SILENCE = timedelta(days=365)  # how long the others wait for a request
+# What one process may meet alone. Any other failure is one of all.
+LONELY = (MemoryError, torch.OutOfMemoryError, dist.DistError)
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,15 @@ def join(size: int) -> int:
 
 
 class Leader:
-    """On the first process: starts responses here and everywhere."""
+    """On the first process: starts responses here and everywhere.
+
+    Attributes:
+        is_alone: the others stand where this process could not follow; they are told nothing more.
+    """
 
     def __init__(self) -> None:
         self._numbers = count()
+        self.is_alone = False
 
     def start(
         self,
@@ -99,26 +106,49 @@ class Leader:
 
         Raises:
             SwiftError: the request is refused; it is so on all processes.
+            Parted: see `together`.
         """
         number = next(self._numbers)
         on_cpu = {name: tensor.cpu() for name, tensor in inputs.items()}
-        _tell(Order("start", number, model, on_cpu, arguments, seed))
-        return LedDecoding(number, swift, inputs, arguments, seed)
+        self.tell(Order("start", number, model, on_cpu, arguments, seed))
+        with self.together():
+            return LedDecoding(self, number, swift, inputs, arguments, seed)
 
     def end(self) -> None:
         """Let the others go."""
-        _tell(Order("end"))
+        self.tell(Order("end"))
+
+    def tell(self, order: Order) -> None:
+        """What the others do next, unless they cannot hear it any more."""
+        if not self.is_alone:
+            _tell(order)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What all processes do.
+
+        Raises:
+            Parted: it failed here for a reason of this process alone, say, a lack of memory. The
+                others may be waiting for its part of a sum; torchrun ends them when it ends.
+        """
+        try:
+            yield
+        except LONELY as error:
+            self.is_alone = True
+            raise Parted(f"the processes of the model have come apart: {error}") from error
 
 
 class LedDecoding(Decoding):
     """A response that all processes decode.
 
     Args:
+        leader: tells the others.
         number: which one; the rest as for `Decoding`.
     """
 
     def __init__(
         self,
+        leader: Leader,
         number: int,
         swift: Swift,
         inputs: Mapping[str, Tensor],
@@ -126,16 +156,17 @@ class LedDecoding(Decoding):
         seed: int,
     ) -> None:
         super().__init__(swift, inputs, arguments, seed)
-        self._number = number
+        self._leader, self._number = leader, number
 
     def next(self) -> Step | None:
         """Do one step, everywhere."""
-        _tell(Order("next", self._number))
-        return super().next()
+        self._leader.tell(Order("next", self._number))
+        with self._leader.together():
+            return super().next()
 
     def close(self) -> None:
         """Give up, everywhere."""
-        _tell(Order("close", self._number))
+        self._leader.tell(Order("close", self._number))
         super().close()
 
 
@@ -162,13 +193,13 @@ def follow(swifts: Mapping[str, Swift]) -> None:
 def _alike() -> Iterator[None]:
     """What fails here fails on the first process too, which tells the client and goes on.
 
-    Not so a lack of memory or a broken connection: then this process ends, and torchrun all others.
+    Not so what may be met here alone: then this process ends, and torchrun ends all others.
     """
     try:
         yield
     except SwiftError:
         pass  # a request that is refused
-    except (MemoryError, torch.OutOfMemoryError, dist.DistError):
+    except LONELY:
         raise
     except Exception:
         log.exception("a response failed")

@@ -1,0 +1,101 @@
+"""What drafts in 16, 8 and 4 bits take: memory, time to make them, time of a step; and how true.
+
+    .venv/bin/python benchmarks/precisions.py --out benchmarks/results/precisions-smollm2-135m.json
+
+Each precision has a process of its own, so that the most memory ever held is its own. What is
+decoded is one question, twice; speedups are `swift-sd bench`'s business.
+"""
+
+import json
+import resource
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from swift_sd.loading import DEFAULT_MODEL
+
+PROMPT = [{"role": "user", "content": "Explain in three sentences why the sky is blue."}]
+BITS = (16, 8, 4)
+MIB = 2**20
+
+
+def most_memory() -> int:
+    """Bytes that this process held at most so far."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
+
+
+def measured(model: str, bits: int, group: int, new: int) -> dict[str, Any]:
+    """The figures of one precision."""
+    from swift_sd import Swift, SwiftConfig
+    from swift_sd.bench.environment import describe_environment
+    from swift_sd.loading import load
+
+    begin = perf_counter()
+    target, tokenizer = load(model)
+    loaded, held = perf_counter(), most_memory()
+    config: Any = {"draft_bits": bits, "draft_group": group, "drafters": ("model",)}
+    swift = Swift(target, tokenizer, SwiftConfig(**config))
+    made = perf_counter()
+    inputs: Any = swift.encode(PROMPT)
+    for _ in range(2):  # the second one knows what a step takes
+        swift.generate(**inputs, do_sample=False, max_new_tokens=new)
+    assert swift.trace is not None
+    figures = swift.trace.summary()
+    weights = sum(each.nbytes for each in target.parameters())
+    return {
+        "bits": bits,
+        "load_seconds": loaded - begin,
+        "swift_seconds": made - loaded,
+        "model_bytes": weights,
+        "held_after_load": held,
+        "held_at_most": most_memory(),
+        "draft_view": figures["draft_view"],
+        "share_of_model": figures["draft_view"]["bytes"] / weights,
+        "acceptance_rate": figures["acceptance_rate"],
+        "environment": describe_environment(target),
+    }
+
+
+def main(
+    model: Annotated[str, typer.Option(help="As for swift-sd.")] = DEFAULT_MODEL,
+    group: Annotated[int, typer.Option(help="Rounded weights that share a scale.")] = 128,
+    new: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 96,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+) -> None:
+    """Print what each precision takes."""
+    rows = []
+    for bits in track(BITS, "precisions", transient=True):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rows.append(process.submit(measured, model, bits, group, new).result())
+    environment = [row.pop("environment") for row in rows][0]
+    table = Table("bits", "copies", "of the model", "made in", "most memory", "step", "error")
+    for row in rows:
+        view = row["draft_view"]
+        step = view["step_seconds"]
+        table.add_row(
+            str(view["bits"]),
+            f"{view['bytes'] / MIB:,.0f} MiB",
+            f"{row['share_of_model']:.2f}",
+            f"{view['seconds']:.1f} s",
+            f"{row['held_at_most'] / MIB:,.0f} MiB",
+            f"{1e3 * step:.1f} ms" if step else "not known",
+            f"{view['relative_error']:.3f}",
+        )
+    Console().print(table)
+    if out is not None:
+        settings = {"model": Path(model).name, "group": group, "new": new}
+        report = {"environment": environment, "settings": settings, "precisions": rows}
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)
