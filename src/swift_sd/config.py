@@ -114,9 +114,7 @@ class SwiftConfig:
     def _check_search(self) -> None:
         """Raise if what is said about the search contradicts itself."""
         if "model" not in self.drafters:
-            given = ("layer_set", "skip_ratio", "early_stop")
-            idle = [name for name in given if getattr(self, name) is not None]
-            idle += ["eager_search"] if self.eager_search else []
+            idle = [*self._settled, *(["eager_search"] if self.eager_search else [])]
             if idle:
                 raise ConfigError(
                     f"{', '.join(idle)} is for drafts of the model: add it to drafters, or drop it"
@@ -125,18 +123,20 @@ class SwiftConfig:
             raise ConfigError("layer_set leaves nothing to search for: drop it, or skip_ratio")
         if not self.eager_search:
             return
-        given = ("layer_set", "skip_ratio", "early_stop")
-        others = [name for name in given if getattr(self, name) is not None]
-        others += [] if self.max_draft_tokens else ["max_draft_tokens=0"]
+        others = [*self._settled, *([] if self.max_draft_tokens else ["max_draft_tokens=0"])]
         if others:
             raise ConfigError(f"eager_search has no meaning with {', '.join(others)}: drop one")
 
     @property
+    def _settled(self) -> list[str]:
+        """Settings that say what our search would find out."""
+        names = ("layer_set", "skip_ratio", "early_stop")
+        return [name for name in names if getattr(self, name) is not None]
+
+    @property
     def searches(self) -> bool:
         """Whether sublayers are searched for in our way, so that there is something to keep."""
-        given = (self.layer_set, self.skip_ratio, self.early_stop)
-        drafts = "model" in self.drafters and self.max_draft_tokens > 0
-        return drafts and all(value is None for value in given)
+        return "model" in self.drafters and self.max_draft_tokens > 0 and not self._settled
 
     @classmethod
     def paper(cls) -> SwiftConfig:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from swift_sd.bench.compare import FASTER, NOISE, SLOWER, TOO_FEW, compare, notes
-from swift_sd.bench.statistics import chance_of_more
+from swift_sd.bench.statistics import sign_flip_p_value
 from swift_sd.errors import ConfigError
 
 
@@ -81,7 +81,7 @@ def test_nothing_in_common_is_refused(results_of, record_of):
 @pytest.mark.parametrize("count", [5, 6, 9, 20])
 def test_chance_alone_is_called_a_change_as_rarely_as_is_said(count):
     random = np.random.default_rng(count)
-    found = [chance_of_more(random.standard_normal(count), 0) for _ in range(400)]
+    found = [sign_flip_p_value(random.standard_normal(count), 0) for _ in range(400)]
     called = sum(chance <= 0.05 for chance in found)
     assert called <= 400 * 0.05 + 3 * (400 * 0.05 * 0.95) ** 0.5
     if count == 5:

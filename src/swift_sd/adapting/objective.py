@@ -15,48 +15,27 @@ from swift_sd.model.layer_set import LayerSet
 Array = NDArray[np.float64]
 
 
-def expected_rate(
-    acceptance: float, draft_step: float, verify: Callable[[int], float], max_draft: int
-) -> tuple[float, int]:
-    """The best chain length for an acceptance rate, and what it yields.
+def expected_rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array:
+    """What drafts yield with chains of the best length, not checked.
 
     A round with a chain of k drafted tokens brings (1 - a^(k+1)) / (1 - a) tokens on average
-    (Leviathan et al. 2023, equation 1) in k · `draft_step` + `verify(k + 1)` seconds. k = 0 is
-    plain decoding.
+    (Leviathan et al. 2023, equation 1) in k · `draft_step` + `verify`[k] seconds. k = 0 is plain
+    decoding.
 
     Args:
-        acceptance: chance a that a drafted token is accepted, 0 to 1.
-        draft_step: seconds of one forward of the draft.
-        verify: seconds of one forward of the target by its number of rows.
-        max_draft: longest chain, at least 0.
+        acceptance: chance a that a drafted token is accepted, 0 to 1, `[...]`.
+        draft_step: seconds of one forward of the draft, `[...]`.
+        verify: seconds to verify chains of 0, 1, 2, … tokens; see `verify_seconds`.
 
     Returns:
-        Tokens per second, and k; of equally good lengths the shortest.
-
-    Raises:
-        ConfigError: a number is NaN or out of range.
+        Tokens per second, `[...]`.
     """
-    if not 0 <= acceptance <= 1:
-        raise ConfigError(f"acceptance is {acceptance}; it must be between 0 and 1")
-    if not 0 <= draft_step < math.inf:
-        raise ConfigError(f"draft_step is {draft_step}; it must be seconds, 0 or more")
-    rates = _rates([acceptance], [draft_step], verify_seconds(verify, max_draft))[0]
-    length = int(rates.argmax())
-    return float(rates[length]), length
-
-
-def expected_rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array:
-    """`expected_rate` of many drafts at once, not checked.
-
-    Args:
-        acceptance: `[...]`.
-        draft_step: seconds, `[...]`.
-        verify: seconds of 1, 2, … rows; see `verify_seconds`.
-
-    Returns:
-        Tokens per second with the best chain length of each, `[...]`.
-    """
-    return np.asarray(_rates(acceptance, draft_step, verify).max(axis=-1), dtype=np.float64)
+    lengths = np.arange(len(verify))
+    # The sum 1 + a + … + a^k rather than its closed form, which is 0 / 0 at a = 1.
+    once = np.asarray(acceptance, dtype=np.float64)[..., None]
+    chances = np.where(lengths, once, 1.0).cumprod(axis=-1)  # powers, without their price
+    seconds = np.asarray(draft_step, dtype=np.float64)[..., None] * lengths + verify
+    return np.asarray((np.cumsum(chances, axis=-1) / seconds).max(axis=-1), dtype=np.float64)
 
 
 def verify_seconds(verify: Callable[[int], float], max_draft: int) -> Array:
@@ -71,30 +50,6 @@ def verify_seconds(verify: Callable[[int], float], max_draft: int) -> Array:
     if not (np.isfinite(seconds) & (seconds > 0)).all():
         raise ConfigError(f"verify gave {seconds.tolist()}; it must give positive seconds")
     return seconds
-
-
-def draft_step_seconds(costs: Costs, layer_set: LayerSet) -> float:
-    """Seconds of a one-token forward that skips `layer_set`.
-
-    A step less its skipped sublayers, but never less than what no layer set can save.
-
-    Raises:
-        LayerSetError: the set is for another number of layers.
-    """
-    layer_set.check_depth(len(costs.attention))
-    saved = sum(costs.attention[layer] for layer in layer_set.attention)
-    saved += sum(costs.mlp[layer] for layer in layer_set.mlp)
-    return max(costs.step - saved, costs.rest + costs.head)
-
-
-def _rates(acceptance: ArrayLike, draft_step: ArrayLike, verify: Array) -> Array:
-    """Tokens per second by chain length, `[..., max_draft + 1]`."""
-    lengths = np.arange(len(verify))
-    # The sum 1 + a + … + a^k rather than its closed form, which is 0 / 0 at a = 1.
-    once = np.asarray(acceptance, dtype=np.float64)[..., None]
-    chances = np.where(lengths, once, 1.0).cumprod(axis=-1)  # powers, without their price
-    seconds = np.asarray(draft_step, dtype=np.float64)[..., None] * lengths + verify
-    return np.asarray(np.cumsum(chances, axis=-1) / seconds, dtype=np.float64)
 
 
 def sublayer_bits(layer_set: LayerSet) -> Array:

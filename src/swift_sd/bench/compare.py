@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swift_sd.bench.settings import difference, short_name
-from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, chance_of_more, pairs_by_method
+from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, sign_flip_p_value, pairs_by_method
 from swift_sd.errors import ConfigError
 
 SAME_WORK = ("digest", "max_new_tokens", "temperature", "stream")
@@ -29,7 +29,7 @@ def compare(
 
     Where they asked the same questions, `ratio` is the geometric mean over these of the later
     speedup ÷ the earlier, and `interval` its bootstrap; beyond noise is what chance alone would
-    give once in twenty times, see `chance_of_more`. Without a question in common, `ratio` is that
+    give once in twenty times, see `sign_flip_p_value`. Without a question in common, `ratio` is that
     of the groups' speedups, and beyond noise are intervals that do not overlap.
 
     Args:
@@ -140,7 +140,7 @@ def _paired(changes: Sequence[float], seed: int) -> dict[str, Any]:
     ratio = math.exp(statistics.fmean(changes))
     verdict = TOO_FEW
     if len(changes) >= FEWEST:
-        by_chance = chance_of_more(changes, seed) > BY_CHANCE
+        by_chance = sign_flip_p_value(changes, seed) > BY_CHANCE
         verdict = NOISE if by_chance else FASTER if ratio > 1 else SLOWER
     return {
         "ratio": ratio,

@@ -94,7 +94,7 @@ def bootstrap(
     return [float(bound) for bound in np.quantile(values, [tail, 1 - tail])]
 
 
-def chance_of_more(changes: Sequence[float], seed: int) -> float:
+def sign_flip_p_value(changes: Sequence[float], seed: int) -> float:
     """How often chance alone gives a mean at least as far from 0 (Fisher 1935, section 21).
 
     If nothing has changed, each change might as well have had the other sign. Of up to `ENUMERATED`
