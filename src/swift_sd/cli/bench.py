@@ -94,9 +94,7 @@ def bench(
     ] = False,
     shuffle: Annotated[
         bool,
-        typer.Option(
-            "--shuffle", metavar=options.FLAG, help="Ask in an order drawn from --seed."
-        ),
+        typer.Option("--shuffle", metavar=options.FLAG, help="Ask in an order drawn from --seed."),
     ] = False,
     remark: Annotated[
         str | None,

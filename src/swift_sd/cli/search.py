@@ -98,7 +98,11 @@ def _watched(study: Study) -> bool:
 
     if study.done:
         is_complete = study.done == len(study)
-        note("all answers are there already" if is_complete else f"goes on behind answer {study.done} of {len(study)}")
+        note(
+            "all answers are there already"
+            if is_complete
+            else f"goes on behind answer {study.done} of {len(study)}"
+        )
     with live_progress() as bar:
         task = bar.add_task("searching", total=len(study), completed=study.done)
         try:
