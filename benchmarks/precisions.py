@@ -76,7 +76,7 @@ def main(
     for bits in track(BITS, "precisions", transient=True):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows.append(process.submit(measured, model, bits, group, new).result())
-    environment = [row.pop("environment") for row in rows][0]
+    environments = [row.pop("environment") for row in rows]
     table = Table("bits", "copies", "of the model", "made in", "most memory", "step", "error")
     for row in rows:
         view = row["draft_view"]
@@ -93,7 +93,7 @@ def main(
     Console().print(table)
     if out is not None:
         settings = {"model": Path(model).name, "group": group, "new": new}
-        report = {"environment": environment, "settings": settings, "precisions": rows}
+        report = {"environment": environments[0], "settings": settings, "precisions": rows}
         out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

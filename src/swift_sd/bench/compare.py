@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swift_sd.bench.settings import difference, short_name
-from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, sign_flip_p_value, pairs_by_method
+from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, pairs_by_method, sign_flip_p_value
 from swift_sd.errors import ConfigError
 
 SAME_WORK = ("digest", "max_new_tokens", "temperature", "stream")
@@ -29,8 +29,8 @@ def compare(
 
     Where they asked the same questions, `ratio` is the geometric mean over these of the later
     speedup ÷ the earlier, and `interval` its bootstrap; beyond noise is what chance alone would
-    give once in twenty times, see `sign_flip_p_value`. Without a question in common, `ratio` is that
-    of the groups' speedups, and beyond noise are intervals that do not overlap.
+    give once in twenty times, see `sign_flip_p_value`. Without a question in common, `ratio` is
+    that of the groups' speedups, and beyond noise are intervals that do not overlap.
 
     Args:
         force: also compare what was not the same work.

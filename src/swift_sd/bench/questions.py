@@ -122,7 +122,7 @@ def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """A short name for exactly these questions in this order, to tell two runs over different ones apart."""
+    """A short name for exactly these questions in this order, to tell two runs apart."""
     return digest_of([asdict(question) for question in questions])
 
 
