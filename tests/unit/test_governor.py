@@ -7,7 +7,9 @@ import random
 import pytest
 import torch
 
+from swift_sd.adapting import governor
 from swift_sd.adapting.governor import (
+    ASKING,
     CREDIT,
     FORESIGHT,
     PLAIN_EVERY,
@@ -211,6 +213,34 @@ def test_the_first_rounds_are_plain_so_that_it_is_known_what_that_costs():
     for prior, plain in ((None, 2), (COSTS, 1)):
         stream = Stream(Simulated("dear", lambda place, rounds: (3, 2.0)), prior=prior).run(9)
         assert stream.who[: plain + 1] == ["plain"] * plain + ["dear"]
+
+
+def test_where_asking_is_dear_it_is_seldom_done(monkeypatch):
+    ticks, asked = itertools.count(), []
+    monkeypatch.setattr(governor, "perf_counter", lambda: 0.1 * next(ticks))
+
+    def promise(place):
+        asked.append(place)
+        return 0.9
+
+    Stream(Simulated("free", lambda place, rounds: (1, 1.1), promise)).run(3000)
+    cost = 0.2  # of asking and of learning from the round
+    assert 0.8 * ASKING * 3000 <= cost * len(asked) <= ASKING * 3000 + cost
+    assert asked[-1] > 2900
+
+
+def test_what_pays_is_asked_each_time_however_dear(monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr(governor, "perf_counter", lambda: 0.1 * next(ticks))
+    stream = Stream(Simulated("free", lambda place, rounds: (4, 2.0), lambda place: 2.0)).run(800)
+    assert stream.who.count("plain") < 0.1 * len(stream.who)
+
+
+@pytest.mark.parametrize(("cost", "together"), [(2.5, 2), (1.2, 1)])
+def test_where_little_is_gained_plain_rounds_are_measured_behind_others(cost, together):
+    stream = Stream(Simulated("own", lambda place, rounds: (3, cost))).run(2000)
+    runs = [len(list(run)) for who, run in itertools.groupby(stream.who) if who == "plain"]
+    assert set(runs[1:]) == {together}
 
 
 def test_a_new_drafter_starts_with_a_clean_account():

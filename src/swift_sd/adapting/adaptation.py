@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
@@ -120,14 +121,14 @@ class Adaptation:
 
     def improve(self, met: Met, state: DecodingState, view: AnyDraft) -> None:
         """Spend a little of what may be spent; `view` then skips the best set known."""
-        tokens = self._window(state)
-        can = tokens >= FEWEST and state.cache.can_rewind(tokens)
-        if can and self._searching.acquire(blocking=False):
+        if self._searching.acquire(blocking=False):
             try:
-                if met.in_doubt and met.kind.search is not None:
-                    if self._may_doubt():
-                        self._doubted += _seconds(lambda: self._doubt(met, state, tokens, view))
-                elif self._may_spend(met.kind):
+                is_doubtful = met.in_doubt and met.kind.search is not None
+                may = self._may_doubt() if is_doubtful else self._may_spend(met.kind)
+                tokens = self._window(state) if may else 0
+                if tokens and is_doubtful:
+                    self._doubted += _seconds(lambda: self._doubt(met, state, tokens, view))
+                elif tokens:
                     self._latest = _seconds(lambda: self._search(met.kind, state, tokens, view))
                     self._spent += self._latest
             finally:
@@ -135,16 +136,16 @@ class Adaptation:
         self._use(met.kind, view)
 
     def _window(self, state: DecodingState) -> int:
-        """Tokens to score on: the prompt's too, if the target can say cheaply what it would choose.
+        """Tokens to score on, the prompt's too if it is cheap to ask the target about those.
 
-        Of a greedy response's own tokens that is known.
+        What it chose of a greedy response's own tokens is known. 0 if so few would say nothing.
         """
         tokens = min(WINDOW, state.cache.committed - 1)
         step, reading = self._pace.step, self._pace.verify(WINDOW)
         is_cheap = self._eager or (step and reading and reading <= CHEAP * step)
-        if is_cheap or not state.warping.is_argmax:
-            return tokens
-        return min(tokens, state.length - state.prompt_length)
+        if not is_cheap and state.warping.is_argmax:
+            tokens = min(tokens, state.length - state.prompt_length)
+        return tokens if tokens >= FEWEST and state.cache.can_rewind(tokens) else 0
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form of all that was learned."""
@@ -188,14 +189,14 @@ class Adaptation:
             self._forget()
 
     def _may_spend(self, kind: Kind) -> bool:
-        step, search = self._pace.step, kind.search
-        if step is None or (search is not None and search.is_finished):
+        search = kind.search
+        needed = self._latest or FIRST * (self._pace.step or math.inf)
+        if (search is not None and search.is_finished) or needed == math.inf:
             return False
         if self._eager:
             return True
         hope = search.hope / search.gain if search is not None else kind.promise
         share = MOST if hope > WORTH else SHARE
-        needed = self._latest if self._latest is not None else FIRST * step
         return self._spent + needed <= share * self._elapsed
 
     def _may_doubt(self) -> bool:

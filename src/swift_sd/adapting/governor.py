@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from swift_sd.drafting.pace import Pace
 
 CREDIT = 2.5  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
+ASKING = 0.005  # of all time, what asking drafters may cost in rounds that stay plain
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
@@ -25,13 +27,16 @@ OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothi
 # that there was, and at last at most so many.
 PLAIN_SOON, PLAIN_EVERY = 12, 64
 PLAIN_FIRST = 2  # such measurements before anything is drafted
+# Up to this speed they are taken behind another plain round: behind a draft, a small model has lost
+# its weights from the processor's cache, and a plain step seems dearer than it is.
+DOUBTFUL = 1.3
 
 
 class Purse:
     """What finding out may cost, and did, over all drafters and responses; in plain steps."""
 
     def __init__(self) -> None:
-        self._elapsed = self._lost = 0.0
+        self._elapsed = self._lost = self._asked = 0.0
 
     def elapse(self, cost: float) -> None:
         """Time went by."""
@@ -40,6 +45,15 @@ class Purse:
     def lose(self, cost: float) -> None:
         """A trial cost more than its tokens were worth."""
         self._lost += cost
+
+    def ask(self, cost: float) -> None:
+        """Drafters were asked what they promise, and learned from the round, which was plain."""
+        self._asked += cost
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether that may be done again: where a step takes a millisecond, it is no trifle."""
+        return self._asked <= max(CREDIT, ASKING * self._elapsed)
 
     def affords(self, cost: float) -> bool:
         """Whether as much may be lost again."""
@@ -77,12 +91,17 @@ class Ledger:
         loss = self._lost / self._rounds if self._rounds else 0.0
         return not self._pace.since_plain and self._purse.affords(loss)
 
-    def record(self, step: Step, promise: float) -> None:
-        """Count a round in which this drafter proposed and had promised such a speed."""
+    def record(self, step: Step, promise: float, learning: float = 0.0) -> None:
+        """Count a round in which this drafter proposed and had promised such a speed.
+
+        Args:
+            learning: seconds that drafters took to learn from it, which plain decoding need not.
+        """
         plain, verify = self._pace.step, self._pace.verify(1 + step.verified)
         if not plain or not verify:
             return
-        cost = (step.seconds - max(step.verify - OUTLIER * verify, 0.0)) / plain
+        seconds = step.seconds + learning - max(step.verify - OUTLIER * verify, 0.0)
+        cost = seconds / plain
         loss = max(cost - len(step.tokens), 0.0)
         if self.expected(promise) <= PAYS:  # noise is not to win back what was lost
             self._purse.lose(loss)
@@ -143,6 +162,9 @@ class Governor:
         self._all, self._pace, self._purse = drafters, pace, purse
         self._chosen: Governed | None = None
         self._promise = 0.0  # of the one chosen
+        self._asking = 0.0  # seconds, in this round; 0 where nobody was asked
+        self._drafted = False  # in the round before
+        self._counts = True  # whether a plain round says what plain decoding costs
 
     @property
     def name(self) -> str:
@@ -151,37 +173,51 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
+        self._counts = True
+        if not (self._drafted or self._purse.may_ask):
+            return DraftTree()
+        begin = perf_counter()
         promises = [one.promise(state, budget) for one in self._all]
         choice = self._choice(promises)
+        self._asking = perf_counter() - begin
         if choice is None:
-            self._chosen = None
             return DraftTree()
         self._chosen, self._promise = self._all[choice], promises[choice]
         return self._chosen.drafter.propose(state, budget)
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
-        self._pace.saw_round(step)
-        if self._chosen is None:
-            self._pace.saw_plain(step)
-        else:
-            self._chosen.ledger.record(step, self._promise)
-        self._purse.elapse(step.seconds / self._pace.step if self._pace.step else 0.0)
+        begin = perf_counter()
         for one in self._all:
             if one is self._chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
-        self._chosen = None  # the loop asks nobody where there is no room for a draft
+        learning = perf_counter() - begin
+        if self._counts:
+            self._pace.saw_round(step)
+        if self._chosen is not None:
+            self._chosen.ledger.record(step, self._promise, learning)
+        elif self._counts:
+            self._pace.saw_plain(step)
+        if plain := self._pace.step:
+            self._purse.elapse(step.seconds / plain)
+            if self._chosen is None and self._asking:
+                self._purse.ask((self._asking + learning) / plain)
+        # The loop asks nobody where there is no room for a draft.
+        self._drafted, self._chosen, self._asking = self._chosen is not None, None, 0.0
 
     def _choice(self, promises: Sequence[float]) -> int | None:
         """Which of all drafters proposes; None for a plain round."""
         pace, all_of_them = self._pace, range(len(self._all))
         enough = min(PLAIN_SOON * pace.plain_rounds, PLAIN_EVERY)
-        if pace.plain_rounds < PLAIN_FIRST or pace.since_plain >= enough:
+        if pace.plain_rounds < PLAIN_FIRST:
             return None
         expected = [
             one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)
         ]
         best = max(all_of_them, key=expected.__getitem__)
+        if pace.since_plain >= enough:
+            self._counts = not self._drafted or expected[best] > DOUBTFUL
+            return None
         if expected[best] > PAYS:
             return best
         for one in all_of_them:

@@ -97,12 +97,8 @@ def _watched(study: Study) -> bool:
     from swift_sd.bench.table import live_progress
 
     if study.done:
-        is_complete = study.done == len(study)
-        note(
-            "all answers are there already"
-            if is_complete
-            else f"goes on behind answer {study.done} of {len(study)}"
-        )
+        rest = f"goes on behind answer {study.done} of {len(study)}"
+        note("all answers are there already" if study.done == len(study) else rest)
     with live_progress() as bar:
         task = bar.add_task("searching", total=len(study), completed=study.done)
         try:

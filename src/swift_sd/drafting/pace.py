@@ -133,8 +133,11 @@ class Pace:
         self.since_plain += 1
 
     def saw_plain(self, step: Step) -> None:
-        """Count a round in which nothing was asked of a drafter, after `saw_round`."""
-        self._overhead.append((step.seconds - step.verify) / self._slowness)
+        """Count a round in which nothing was drafted, after `saw_round`.
+
+        The time that drafters took to say so is none of plain decoding's.
+        """
+        self._overhead.append((step.seconds - step.draft - step.verify) / self._slowness)
         self.plain_rounds += 1
         self.since_plain = 0
 

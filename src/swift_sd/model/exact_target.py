@@ -65,8 +65,7 @@ class ExactTarget:
 
     def target(self, reader: View | None = None) -> Target:
         """The model as it is now; prompts are read by `reader` if there is one."""
-        fast = self.reading_model()
-        if reader is None and fast is not self._model:
+        if reader is None and (fast := self.reading_model()) is not self._model:
             reader = View(fast)
         return Target(self._model, self._verifier(), reader)
 
