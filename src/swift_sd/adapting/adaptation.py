@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
@@ -138,7 +137,8 @@ class Adaptation:
     def _window(self, state: DecodingState) -> int:
         """Tokens to score on, the prompt's too if it is cheap to ask the target about those.
 
-        What it chose of a greedy response's own tokens is known. 0 if so few would say nothing.
+        What it chose of a greedy response's own tokens is known. 0 if so few would say nothing, or
+        the cache cannot go back.
         """
         tokens = min(WINDOW, state.cache.committed - 1)
         step, reading = self._pace.step, self._pace.verify(WINDOW)
@@ -189,14 +189,14 @@ class Adaptation:
             self._forget()
 
     def _may_spend(self, kind: Kind) -> bool:
-        search = kind.search
-        needed = self._latest or FIRST * (self._pace.step or math.inf)
-        if (search is not None and search.is_finished) or needed == math.inf:
+        search, step = kind.search, self._pace.step
+        if step is None or (search is not None and search.is_finished):
             return False
         if self._eager:
             return True
         hope = search.hope / search.gain if search is not None else kind.promise
         share = MOST if hope > WORTH else SHARE
+        needed = self._latest if self._latest is not None else FIRST * step
         return self._spent + needed <= share * self._elapsed
 
     def _may_doubt(self) -> bool:

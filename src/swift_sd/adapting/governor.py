@@ -14,9 +14,9 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.pace import Pace
 
-CREDIT = 2.5  # plain steps that finding out may cost at first
+CREDIT = 2.0  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
-ASKING = 0.005  # of all time, what asking drafters may cost in rounds that stay plain
+ASKING = 0.01  # of all time, what asking drafters may cost beyond what it wins
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
@@ -47,8 +47,8 @@ class Purse:
         self._lost += cost
 
     def ask(self, cost: float) -> None:
-        """Drafters were asked what they promise, and learned from the round, which was plain."""
-        self._asked += cost
+        """Drafters were asked what they promise; below 0 if a draft came of it that won time."""
+        self._asked = max(self._asked + cost, 0.0)
 
     @property
     def may_ask(self) -> bool:
@@ -135,7 +135,7 @@ class Governed:
         drafter: who proposes when chosen.
         ledger: what came of it before.
         promise: the speed to expect of it in the next round, as a multiple of plain decoding's; 0
-            if it has nothing to propose. It is asked before each round.
+            if it has nothing to propose. It is asked before a round, where that is affordable.
         foresees: whether that says something of this very round, so that less than 1 need not be
             tried; and whether it learns from rounds in which others proposed.
     """
@@ -163,8 +163,8 @@ class Governor:
         self._chosen: Governed | None = None
         self._promise = 0.0  # of the one chosen
         self._asking = 0.0  # seconds, in this round; 0 where nobody was asked
-        self._drafted = False  # in the round before
-        self._counts = True  # whether a plain round says what plain decoding costs
+        self._pays = False  # to draft, as far as was known when drafters were last asked
+        self._wins = False  # clearly, whoever is best: see `DOUBTFUL`
 
     @property
     def name(self) -> str:
@@ -173,8 +173,7 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
-        self._counts = True
-        if not (self._drafted or self._purse.may_ask):
+        if not (self._pays or self._purse.may_ask):
             return DraftTree()
         begin = perf_counter()
         promises = [one.promise(state, budget) for one in self._all]
@@ -187,23 +186,32 @@ class Governor:
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
+        if self._chosen is not None:
+            self._pace.saw_round(step)
+        elif self._wins or not self._pace.is_behind_draft:
+            self._pace.saw_round(step)
+            self._pace.saw_plain(step)
         begin = perf_counter()
         for one in self._all:
             if one is self._chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
         learning = perf_counter() - begin
-        if self._counts:
-            self._pace.saw_round(step)
         if self._chosen is not None:
             self._chosen.ledger.record(step, self._promise, learning)
-        elif self._counts:
-            self._pace.saw_plain(step)
-        if plain := self._pace.step:
-            self._purse.elapse(step.seconds / plain)
-            if self._chosen is None and self._asking:
-                self._purse.ask((self._asking + learning) / plain)
+        self._account(step, learning)
+        self._pace.is_behind_draft = self._chosen is not None
         # The loop asks nobody where there is no room for a draft.
-        self._drafted, self._chosen, self._asking = self._chosen is not None, None, 0.0
+        self._chosen, self._asking, self._wins = None, 0.0, False
+
+    def _account(self, step: Step, learning: float) -> None:
+        if not (plain := self._pace.step):
+            return
+        cost = (step.seconds + learning) / plain
+        self._purse.elapse(cost)
+        if self._chosen is not None:
+            self._purse.ask(min(cost - len(step.tokens), 0.0))
+        elif self._asking:
+            self._purse.ask((self._asking + learning) / plain)
 
     def _choice(self, promises: Sequence[float]) -> int | None:
         """Which of all drafters proposes; None for a plain round."""
@@ -215,10 +223,10 @@ class Governor:
             one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)
         ]
         best = max(all_of_them, key=expected.__getitem__)
+        self._pays, self._wins = expected[best] > PAYS, expected[best] > DOUBTFUL
         if pace.since_plain >= enough:
-            self._counts = not self._drafted or expected[best] > DOUBTFUL
             return None
-        if expected[best] > PAYS:
+        if self._pays:
             return best
         for one in all_of_them:
             in_doubt = promises[one] > 1 or not self._all[one].foresees

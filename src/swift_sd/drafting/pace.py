@@ -118,7 +118,8 @@ class Pace:
         self._slowness = 1.0  # of the machine now
         self._tokens = self._seconds = 0.0
         self.plain_rounds = int(1 in prior.verify)  # measured so far
-        self.since_plain = 0  # rounds since the last one
+        self.since_plain = 0  # rounds since the last one, that were counted
+        self.is_behind_draft = False  # the next round, of whichever response
 
     def saw_round(self, step: Step) -> None:
         """Count a round with its verification and the tokens that came of it."""

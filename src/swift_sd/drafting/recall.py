@@ -24,8 +24,8 @@ COPYING, RECYCLING = "copying", "recycling"
 class RecallDrafter:
     """Copies of the text and runner-ups of the target in one tree, the likeliest nodes first.
 
-    It foresees something for every place, verified or not, so that each token that comes out tells
-    how far each of its sources is to be trusted: that is known before it is ever relied on.
+    It foresees something for every place that it is asked about, verified or not, so that each
+    token that comes out tells how far its sources are to be trusted: before they are relied on.
 
     Args:
         growth: how much of a tree is worth verifying, and how likely a node is.
@@ -72,7 +72,7 @@ class RecallDrafter:
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`; told of every round, whoever proposed."""
-        if self._successors and self._latest is not None:  # there was room for drafts
+        if self._successors and self._latest is not None:  # it was asked
             self._successors.learn([*self._latest, *step.tokens[:-1]], logits[list(path)])
         row: int | None = 0
         for token in step.tokens:
