@@ -2,17 +2,19 @@
 
 import queue
 import time
+from dataclasses import replace
 
 import pytest
-import torch
 
 from swift_sd import Swift
 from swift_sd.decoding.trace import Step
+from swift_sd.errors import SwiftError
 from swift_sd.serve import lockstep
-from swift_sd.serve.decoding import Decoding, Parted
+from swift_sd.serve.decoding import Decoding
 from swift_sd.serve.engine import Engine, Refused
+from swift_sd.serve.failures import as_api_error
 from swift_sd.serve.jobs import End, Failure, Job
-from swift_sd.serve.lockstep import Leader
+from swift_sd.serve.lockstep import Leader, Parted
 from swift_sd.serve.response import origins
 from swift_sd.serve.served import Served
 
@@ -87,25 +89,63 @@ def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog)
         engine.submit(jobs[0][0])
 
 
-def test_processes_that_have_come_apart_are_told_nothing_and_end_the_engine(served, monkeypatch):
-    told = []
-    monkeypatch.setattr(lockstep, "_tell", lambda order: told.append(order.verb))
+@pytest.fixture
+def told(served, monkeypatch):
+    """What other processes are told; there are none."""
+    orders = []
+    monkeypatch.setattr(lockstep, "_tell", lambda order: orders.append(order.verb))
     served.leader = Leader()
+    return orders
+
+
+def part(served) -> list[Failure]:
+    """What three jobs come to that an engine with two places finds waiting."""
     engine = Engine([served], 2)
-    (job, events), (other, others) = (asked(served, 8) for _ in range(2))
-
-    def exhausted(decoding):
-        raise torch.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(Decoding, "next", exhausted)
-    for one in (job, other):
-        engine._waiting.put(one)
+    jobs = [asked(served, 8) for _ in range(3)]
+    for job, _ in jobs:
+        engine._waiting.put(job)
     engine.start()
-    assert "come apart: no room" in str(last(events).error)
-    assert isinstance(last(others).error, Refused)
+    failures = [last(events) for _, events in jobs]
     engine.close(60)
     assert isinstance(engine.failure, Parted)
+    assert all(events.empty() for _, events in jobs)  # one end each
+    return [failure.error for failure in failures]
+
+
+def test_processes_that_come_apart_in_a_step_end_the_engine(served, told, monkeypatch):
+    def exhausted(decoding):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(Decoding, "next", exhausted)
+    first, *others = part(served)
+    assert "come apart: can't allocate memory" in str(first)
+    assert as_api_error(first).status == 503
+    assert all(isinstance(error, Refused) for error in others)
     assert told == ["start", "start", "next"]  # another word would never arrive
+
+
+def test_processes_that_cannot_be_told_end_the_engine(served, told, monkeypatch):
+    def broken(order):
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(lockstep, "_tell", broken)
+    first, *others = part(served)
+    assert "connection closed" in str(first)
+    assert all(isinstance(error, Refused) for error in others)
+
+
+def test_a_request_that_is_refused_parts_nobody(served, told):
+    engine = Engine([served], 2)
+    engine.start()
+    job, events = asked(served, 8)
+    engine.submit(replace(job, arguments={**job.arguments, "num_beams": 2}))
+    assert isinstance(last(events).error, SwiftError)
+    job, events = asked(served, 4)
+    engine.submit(job)
+    assert isinstance(last(events), End)
+    engine.close(60)
+    assert engine.failure is None
+    assert told[-1] == "end"
 
 
 def test_a_cancelled_answer_ends_within_a_step(served):

@@ -15,10 +15,6 @@ from swift_sd.decoding.trace import Step
 from swift_sd.swift import Swift
 
 
-class Parted(Exception):  # noqa: N818 - says what became of the processes
-    """Raised where no further step of any response can be done; see `serve.lockstep`."""
-
-
 class Decoding:
     """The steps of one response, with random numbers of its own.
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import SwiftError
-from swift_sd.serve.decoding import Parted
 from swift_sd.serve.jobs import Failure, Job
+from swift_sd.serve.lockstep import Parted
 from swift_sd.serve.response import Response
 from swift_sd.serve.served import Served
 from swift_sd.serve.waiting import Waiting
@@ -180,14 +180,18 @@ class Engine:
             late = [job for job in self._waiting if time.monotonic() > job.deadline]
             for job in late:
                 self._waiting.discard(job)
-            taken: list[Job] = []
-            while self._waiting and len(self._active) + len(taken) < self._most_active:
-                taken.append(self._waiting.take([*(r.job for r in self._active), *taken]))
         for job in late:
             job.deliver(Failure(Refused("the request waited too long; ask again later")))
-        for job in taken:
-            self._begin(job)
+        while (following := self._next()) is not None:
+            self._begin(following)
         return True
+
+    def _next(self) -> Job | None:
+        """Whose turn it is, if there is a place."""
+        with self._changed:
+            if not self._waiting or len(self._active) >= self._most_active:
+                return None
+            return self._waiting.take([response.job for response in self._active])
 
     def _turn(self) -> None:
         """A step of each response; none is held on to while there is nothing to do."""
@@ -199,18 +203,22 @@ class Engine:
             response = self.models[job.model].begin(job)
         except Exception as error:
             self._fail(job, error)
+            if isinstance(error, Parted):
+                raise
             return
         with self._changed:
             self._active.append(response)
 
     def _advance(self, response: Response) -> None:
         job = response.job
+        failure: Exception | None = None
         if not job.cancelled.is_set():
             served = self.models[job.model]
             begin = time.perf_counter()
             try:
                 step = response.advance()
             except Exception as error:
+                failure = error
                 self._fail(job, error)
             else:
                 if step is not None:
@@ -222,15 +230,15 @@ class Engine:
         self._guarded(response.close)
         with self._changed:
             self._active.remove(response)
+        if isinstance(failure, Parted):
+            raise failure
 
     def _observed(self, model: str, step: Step, seconds: float) -> None:
         if self._observer is not None:
             self._guarded(partial(self._observer.stepped, model, step, seconds))
 
     def _fail(self, job: Job, error: Exception) -> None:
-        """One request went wrong; the others go on, unless nothing can."""
+        """One request went wrong; the others go on."""
         if not isinstance(error, SwiftError):
             log.exception("a response failed", exc_info=error)
         job.deliver(Failure(error))
-        if isinstance(error, Parted):
-            raise error

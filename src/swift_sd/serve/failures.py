@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from swift_sd.errors import SwiftError, UnsupportedArgument
 from swift_sd.serve.engine import Refused
+from swift_sd.serve.lockstep import Parted
 
 log = logging.getLogger(__name__)
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -72,7 +73,7 @@ def as_api_error(error: BaseException) -> ApiError:
     """What to tell the client about an exception."""
     if isinstance(error, ApiError):
         return error
-    if isinstance(error, Refused):
+    if isinstance(error, Refused | Parted):
         return ApiError(503, str(error), headers={"Retry-After": "5"})
     if isinstance(error, UnsupportedArgument):
         return ApiError(400, str(error), param=error.argument)

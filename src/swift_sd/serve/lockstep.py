@@ -11,26 +11,27 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import ConfigError, SwiftError
-from swift_sd.serve.decoding import Decoding, Parted
+from swift_sd.serve.decoding import Decoding
 from swift_sd.swift import Swift
 
 log = logging.getLogger(__name__)
 SILENCE = timedelta(days=365)  # how long the others wait for a request
-# What one process may meet alone. Any other failure is one of all.
-LONELY = (MemoryError, torch.OutOfMemoryError, dist.DistError)
+
+
+class Parted(Exception):  # noqa: N818 - says what became of the processes
+    """Raised where the processes no longer do the same, and no further step can be done."""
 
 
 @dataclass(frozen=True)
@@ -105,35 +106,36 @@ class Leader:
         """As `Decoding`.
 
         Raises:
-            SwiftError: the request is refused; it is so on all processes.
+            SwiftError: the request is refused. Like any other failure before the first step, it is
+                one of all processes.
             Parted: see `together`.
         """
         number = next(self._numbers)
         on_cpu = {name: tensor.cpu() for name, tensor in inputs.items()}
-        self.tell(Order("start", number, model, on_cpu, arguments, seed))
         with self.together():
-            return LedDecoding(self, number, swift, inputs, arguments, seed)
+            _tell(Order("start", number, model, on_cpu, arguments, seed))
+        return LedDecoding(self, number, swift, inputs, arguments, seed)
 
     def end(self) -> None:
-        """Let the others go."""
-        self.tell(Order("end"))
-
-    def tell(self, order: Order) -> None:
-        """What the others do next, unless they cannot hear it any more."""
+        """Let the others go, if they can still hear it."""
         if not self.is_alone:
-            _tell(order)
+            _tell(Order("end"))
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """What all processes do.
 
         Raises:
-            Parted: it failed here for a reason of this process alone, say, a lack of memory. The
-                others may be waiting for its part of a sum; torchrun ends them when it ends.
+            Parted: it failed, for a reason that may be this process's alone, say, a lack of memory.
+                The others may be waiting for its part of a sum; torchrun ends them when it ends.
         """
+        if self.is_alone:
+            raise Parted("the processes of the model have come apart")
         try:
             yield
-        except LONELY as error:
+        except SwiftError:
+            raise
+        except Exception as error:
             self.is_alone = True
             raise Parted(f"the processes of the model have come apart: {error}") from error
 
@@ -160,49 +162,43 @@ class LedDecoding(Decoding):
 
     def next(self) -> Step | None:
         """Do one step, everywhere."""
-        self._leader.tell(Order("next", self._number))
         with self._leader.together():
+            _tell(Order("next", self._number))
             return super().next()
 
     def close(self) -> None:
         """Give up, everywhere."""
-        self._leader.tell(Order("close", self._number))
         super().close()
+        if not self._leader.is_alone:
+            with self._leader.together():
+                _tell(Order("close", self._number))
 
 
 def follow(swifts: Mapping[str, Swift]) -> None:
-    """On all other processes: do what the first one tells, until it ends."""
+    """On all other processes: do what the first one tells, until it ends.
+
+    A failure before the first step is one of all, and only the client's concern. One in a step may
+    be of this process alone: it ends, and torchrun ends all others.
+    """
     open_ones: dict[int, Decoding] = {}
     while (order := _heard()).verb != "end":
         if order.verb == "start":
-            assert order.inputs is not None
-            assert order.arguments is not None
-            swift = swifts[order.model]
-            inputs = {name: tensor.to(swift.model.device) for name, tensor in order.inputs.items()}
-            with _alike():
-                open_ones[order.number] = Decoding(swift, inputs, order.arguments, order.seed)
+            try:
+                open_ones[order.number] = _started(swifts[order.model], order)
+            except Exception:
+                log.info("a request was not taken", exc_info=True)
+        elif order.number in open_ones and order.verb == "close":
+            open_ones.pop(order.number).close()
         elif order.number in open_ones:
-            with _alike():
-                if order.verb == "next":
-                    open_ones[order.number].next()
-                else:
-                    open_ones.pop(order.number).close()
+            with suppress(SwiftError):
+                open_ones[order.number].next()
 
 
-@contextmanager
-def _alike() -> Iterator[None]:
-    """What fails here fails on the first process too, which tells the client and goes on.
-
-    Not so what may be met here alone: then this process ends, and torchrun ends all others.
-    """
-    try:
-        yield
-    except SwiftError:
-        pass  # a request that is refused
-    except LONELY:
-        raise
-    except Exception:
-        log.exception("a response failed")
+def _started(swift: Swift, order: Order) -> Decoding:
+    assert order.inputs is not None
+    assert order.arguments is not None
+    inputs = {name: tensor.to(swift.model.device) for name, tensor in order.inputs.items()}
+    return Decoding(swift, inputs, order.arguments, order.seed)
 
 
 def _tell(order: Order) -> None:
