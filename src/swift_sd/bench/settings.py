@@ -21,7 +21,6 @@ class Settings:
         temperature: 0 decodes greedily.
         repeats: timings per pair, of which the median counts.
         stream: one Swift object over all questions in order, not a fresh one for each.
-        shuffle: the order was drawn from `seed`.
         layer_set: for `swift-fixed`, as `LayerSet.to_dict` gives it.
         note: what a reader of the results must know besides.
     """
@@ -35,7 +34,6 @@ class Settings:
     temperature: float = 0.0
     repeats: int = 1
     stream: bool = False
-    shuffle: bool = False
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"

@@ -117,7 +117,7 @@ def bench(
     every, source = sources.chosen(questions, suite)
     asked = sources.limited(every, limit)
     if shuffle:
-        asked = sources.shuffled(asked, seed or 0)
+        asked, source = sources.shuffled(asked, seed or 0), f"{source}, shuffled"
     skipped_layers = LayerSet.load(layer_set) if layer_set else None
     given = {"draft_model": draft_model, "layer_set": layer_set}
     names = checked_names(
@@ -134,7 +134,6 @@ def bench(
         temperature=temperature,
         repeats=repeats,
         stream=stream,
-        shuffle=shuffle,
         seed=seed or 0,
         dtype=dtype,
         device=device,

@@ -37,7 +37,7 @@ class Study:
         max_new_tokens: longest answer.
 
     Attributes:
-        done: answers given, or passed over.
+        done: answers given.
 
     Raises:
         ProfileError: there is a file at `out` that is no profile of this model, or none can be
@@ -57,14 +57,15 @@ class Study:
         self._digest = digest_of([prompts, max_new_tokens])
         self._known: dict[int, Profile] = {}  # by the bits that drafts read in fact
         self._said: dict[int, str] = {}
+        self._asked = list(ASKED)  # without what turned out not to be had
         self.done = 0
         if out.exists():
             self._go_on_from(Profile.load(out))
-        self._begin(min(self.done // len(prompts), len(ASKED) - 1))
+        self._begin(min(self.done // len(prompts), len(self._asked) - 1))
         self._save()  # before any work: a place that cannot be written is told at once
 
     def __len__(self) -> int:
-        return len(self._prompts) * len(ASKED)
+        return len(self._prompts) * len(self._asked)
 
     @property
     def words(self) -> str:
@@ -95,9 +96,6 @@ class Study:
             turn, place = divmod(self.done, len(self._prompts))
             if turn != self._turn:
                 self._begin(turn)
-            if self._bits != ASKED[turn]:  # its drafts would be those of 16 bits, which come last
-                self.done += len(self._prompts) - place
-                continue
             try:
                 self._answer(self._prompts[place])
                 self.done += 1
@@ -107,14 +105,21 @@ class Study:
 
     @property
     def _best(self) -> int:
-        return max(self._known, key=lambda bits: self._known[bits].gain)
+        # Of equal promises the one with the truest drafts, which take no memory in 16 bits.
+        return max(self._known, key=lambda bits: (self._known[bits].gain, bits))
 
     def _begin(self, turn: int) -> None:
-        bits = ASKED[turn]
-        config = SwiftConfig(eager_search=True, draft_bits=bits)
-        known = self._known.get(bits, self._known.get(16))
-        self._swift, self._turn = Swift(self._model, self._tokenizer, config, known), turn
-        self._bits = int(self._swift.profile.learned["bits"])
+        """Draft with the next precision that can be had; the last, 16 bits, always can."""
+        self._turn = turn
+        while True:
+            bits = self._asked[turn]
+            known = self._known.get(bits)
+            config = SwiftConfig(eager_search=True, draft_bits=bits)
+            self._swift = Swift(self._model, self._tokenizer, config, known)
+            self._bits = int(self._swift.profile.learned["bits"])
+            if self._bits == bits:
+                return
+            self._asked.remove(bits)
 
     def _answer(self, text: str) -> None:
         swift = self._swift
@@ -129,7 +134,12 @@ class Study:
         self._known[self._bits] = self._swift.profile
         self._said[self._bits] = self.words
         learned = {str(bits): profile.learned for bits, profile in self._known.items()}
-        study = {"prompts": self._digest, "done": self.done, "learned": learned}
+        study = {
+            "prompts": self._digest,
+            "done": self.done,
+            "asked": self._asked,
+            "learned": learned,
+        }
         compared = self._best if self.done == len(self) else None
         replace(self._known[self._best], bits=compared, study=study).save(self._out)
 
@@ -143,7 +153,10 @@ class Study:
                 if known.gain < 1:
                     raise ValueError("a loss")
                 self._known[int(bits)] = known
+            kept = profile.study.get("asked", ASKED)
+            asked = [bits for bits in ASKED if bits in kept or bits == max(ASKED)]
         except (AttributeError, KeyError, TypeError, ValueError):
             raise ProfileError(f"the study in {self._out} is damaged; delete it") from None
         if profile.study.get("prompts") == self._digest:
+            self._asked = asked
             self.done = min(int(profile.study["done"]), len(self))
