@@ -41,7 +41,17 @@ def test_writes_records_results_and_page_and_prints_the_table(run):
     assert len(results["records"]) == 4 * 3
     assert set(results["summary"]) == {"hf", "plain", "swift"}
     assert set(results["summary"]["hf"]) == {"qa", "mt_bench", "overall"}
-    for key in ("cpu", "cores", "threads", "memory", "torch", "transformers", "commit", "date"):
+    for key in (
+        "cpu",
+        "cores",
+        "threads",
+        "memory",
+        "torch",
+        "transformers",
+        "commit",
+        "sources",
+        "date",
+    ):
         assert key in results["environment"]
     assert results["settings"]["max_new_tokens"] == 4
     assert not {"token_ids", "hf_token_ids"} & set(results["records"][0])

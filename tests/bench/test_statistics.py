@@ -1,7 +1,9 @@
 import pytest
 
+from swift_sd.bench.method import Outcome
 from swift_sd.bench.results import collect, drift, read_results, write_results
 from swift_sd.bench.statistics import interval_of, pairs_by_method, ratio_of_sums, summarise
+from swift_sd.bench.stopwatch import Timing, middle
 from swift_sd.errors import ConfigError
 
 
@@ -111,3 +113,14 @@ def test_files_that_hold_no_results_are_refused(tmp_path, text, word):
         read_results(path)
     with pytest.raises(ConfigError, match="No such file"):
         read_results(tmp_path / "none.json")
+
+
+def test_of_repeats_the_pair_with_the_median_ratio_counts():
+    """Where the machine was slow for both, no side is taken from another repeat."""
+
+    def timing(seconds):
+        return Timing(Outcome([1], {}), seconds)
+
+    mine, theirs = [timing(1.0), timing(5.0), timing(2.0)], [timing(2.0), timing(15.0), timing(9.0)]
+    assert middle(mine, theirs) == (mine[1], theirs[1])  # 3, of 2, 3 and 4.5
+    assert middle(mine[:2], theirs[:2]) == (mine[0], theirs[0])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 TENSORS = 32  # looked into,
 NUMBERS = 16  # at so many places each
+WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions that decide what a step costs
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
@@ -54,11 +55,20 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def processor() -> str | None:
-    """The processor's name as far as it is known."""
+    """The processor's name as far as it is known, with family, model and wide instructions.
+
+    Cloud machines of several generations go by one name, and differ in what a step costs.
+    """
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        pass
-    return platform.processor() or None
+        lines = []
+    facts: dict[str, str] = {}
+    for line in lines:  # of the first core
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    if "model name" not in facts:
+        return platform.processor() or None
+    kinds = [f"{key.split()[-1]} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    flags = facts.get("flags", "").split()
+    return f"{facts['model name']} ({', '.join([*kinds, *(i for i in WIDE if i in flags)])})"

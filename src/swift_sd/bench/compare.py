@@ -16,7 +16,8 @@ from swift_sd.bench.statistics import OVERALL, Pair, bootstrap, pairs_by_method,
 from swift_sd.errors import ConfigError
 
 SAME_WORK = ("digest", "max_new_tokens", "temperature", "stream")
-NOTED = ("cpu", "cores", "threads", "torch", "transformers", "commit")
+NOTED = ("cpu", "accelerator", "cores", "threads", "torch", "transformers", "commit")  # of machines
+ALSO_NOTED = ("repeats", "draft_model", "layer_set")  # of settings
 BY_CHANCE = 0.05
 FEWEST = 6  # all of five questions lean to one side by chance once in sixteen
 FASTER, SLOWER, NOISE, TOO_FEW = "faster", "slower", "within noise", "too few"
@@ -70,10 +71,11 @@ def compare(
 def notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What else differs between two runs, in sentences."""
     said = []
-    one, other = before["environment"], after["environment"]
-    for name in NOTED:
-        if one.get(name) != other.get(name):
-            said.append(f"{name} is {one.get(name)} in A and {other.get(name)} in B.")
+    for part, names in (("environment", NOTED), ("settings", ALSO_NOTED)):
+        one, other = before[part], after[part]
+        for name in names:
+            if one.get(name) != other.get(name):
+                said.append(f"{name} is {one.get(name)} in A and {other.get(name)} in B.")
     for name, mine, others in (("A", before, after), ("B", after, before)):
         alone = [method for method in mine["summary"] if method not in others["summary"]]
         if alone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -38,6 +39,7 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
         "transformers": transformers.__version__,
         "swift_sd": _version(),
         "commit": _commit(),
+        "sources": _sources(),
         "model": {
             "family": model.config.model_type,
             "parameters": model.num_parameters(),
@@ -62,6 +64,16 @@ def _version() -> str | None:
         return importlib.metadata.version("swift-sd")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _sources() -> str:
+    """A digest of this package's files: what ran, whatever was committed meanwhile."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _commit() -> str | None:

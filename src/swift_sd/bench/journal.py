@@ -20,7 +20,7 @@ Entry = dict[str, Any]
 # Where these differ, timings do not belong in one table.
 SAME_MACHINE = (
     "machine", "cpu", "cores", "threads", "device", "dtype", "python", "torch", "transformers",
-    "swift_sd", "commit", "model",
+    "sources", "model",
 )  # fmt: skip
 
 

@@ -40,7 +40,8 @@ class Hf(Method):
             with self._forwards() as forwards:
                 output = generate(**inputs, **arguments, **extra)
             ids = output[0, inputs["input_ids"].shape[1] :].tolist()
-            # The first one read the prompt, as in `Trace.summary`.
+            # The first one read the prompt, as in `Trace.summary`. Where others draft, it may have
+            # accepted tokens too, which flatters them a little.
             rounds = len(forwards) - 1
             return Outcome(ids, {"tokens_per_forward": (len(ids) - 1) / rounds} if rounds else {})
 

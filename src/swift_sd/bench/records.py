@@ -41,10 +41,10 @@ def make_record(
 
     Args:
         index: the question's place in the run.
-        mine, theirs: timings of the method and of `hf`, in the order of the repeats; the median by
-            time per token counts on either side.
+        mine, theirs: timings of the method and of `hf`, in the order of the repeats; the repeat
+            with the median speedup counts.
     """
-    chosen, base = middle(mine), middle(theirs)
+    chosen, base = middle(mine, theirs)
     figures: dict[str, Any] = chosen.outcome.figures
     pairs = [
         (one.outcome.token_ids, other.outcome.token_ids)

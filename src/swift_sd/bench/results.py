@@ -38,7 +38,7 @@ def collect(
     reference = journal.of_kind("reference")
     results = {
         "environment": journal.environment,
-        "settings": settings.to_dict(),
+        "settings": settings.to_publish(),
         "complete": complete,
         "skipped": skipped,
         "left_out": _left_out(journal),

@@ -45,6 +45,14 @@ class Settings:
         """A JSON-ready form."""
         return {**asdict(self), "methods": list(self.methods)}
 
+    def to_publish(self) -> dict[str, Any]:
+        """The same without folders of this machine, which are nobody's business."""
+        drafts = self.draft_model
+        return self.to_dict() | {
+            "model": short_name(self.model),
+            "draft_model": short_name(drafts) if drafts is not None else None,
+        }
+
     @property
     def fingerprint(self) -> str:
         """Eight hexadecimal digits that differ when any setting does; a note is none."""

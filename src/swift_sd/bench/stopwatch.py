@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -47,9 +47,10 @@ def timed(
     return Timing(outcome, perf_counter() - begin)
 
 
-def middle(timings: list[Timing]) -> Timing:
-    """The one with the median time per token (of an even number, the faster of the two)."""
-    ordered = sorted(timings, key=lambda timing: timing.per_token)
+def middle(mine: Sequence[Timing], theirs: Sequence[Timing]) -> tuple[Timing, Timing]:
+    """The repeat with the median ratio of time per token (of an even number, the lower of two)."""
+    pairs = zip(mine, theirs, strict=True)
+    ordered = sorted(pairs, key=lambda pair: pair[1].per_token / pair[0].per_token)
     return ordered[(len(ordered) - 1) // 2]
 
 
