@@ -1,6 +1,7 @@
 """`swift-sd bench` from outside."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,7 @@ def test_writes_records_results_and_page_and_prints_the_table(run):
         for figures in groups.values():
             assert figures.keys() == {*FIGURES, "interval"}
     assert "(3/3)" in out
+    assert re.search(r"swift: 95 % interval \d+\.\d\d to \d+\.\d\d; single questions", out)
     assert max(map(len, out.splitlines())) <= 80
     assert "report.html" in err
 
@@ -74,6 +76,7 @@ def test_the_same_command_again_times_nothing_anew(run):
     assert status == 0
     assert "12 records are there already: complete" in err
     assert "(3/3)" in out
+    assert re.search(r"swift: 95 % interval \d+\.\d\d to \d+\.\d\d; single questions", out)
     assert len((folder / "records.jsonl").read_text().splitlines()) > 12
 
 

@@ -69,6 +69,7 @@ def test_a_group_goes_before_a_category(tmp_path):
         ('{"question_id": 2, "group": "qa", "turns": "a"}', "turns"),
         ('{"question_id": 2, "group": "qa", "turns": [" "]}', "turn is empty"),
         ('{"question_id": 2, "group": "qa", "turns": [3]}', "turn is empty"),
+        ('{"question_id": 2, "group": "qa", "turns": ["\\ud800"]}', "surrogate"),
         (GOOD, "line 1 too"),
     ],
 )

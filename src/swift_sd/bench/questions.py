@@ -162,4 +162,8 @@ def _turns(turns: Any) -> tuple[str, ...]:
     for turn in turns:
         if not isinstance(turn, str) or not turn.strip():
             raise ValueError("a turn is empty or no text")
+        try:
+            turn.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a turn holds half a character (a lone surrogate)") from None
     return tuple(turns)

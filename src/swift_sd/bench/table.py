@@ -84,11 +84,15 @@ def set_up_seconds(results: dict[str, Any]) -> list[tuple[str, float]]:
 
 def rounding_of(results: dict[str, Any]) -> dict[str, str]:
     """By how much the rounded weights that drafts of a method read are off, in words."""
-    views = {record["method"]: record.get("draft_view") for record in results["records"]}
+    views = {
+        record["method"]: record["draft_view"]
+        for record in results["records"]
+        if record.get("draft_view") is not None
+    }
     return {
         method: f"drafts in {view['bits']} bits, logits off by {view['relative_error']:.0%}"
         for method, view in views.items()
-        if view is not None and view["bits"] < 16
+        if view["bits"] < 16
     }
 
 
@@ -104,12 +108,27 @@ def _print_figures(results: dict[str, Any], console: Console) -> None:
             "In brackets: questions whose token ids are hf's in every turn, of all questions.",
             style="dim",
         )
+    for name, groups in results["summary"].items():
+        if (words := _spread(groups[OVERALL])) is not None:
+            console.print(f"{name}: {words}.", style="dim")
     for name, words in rounding_of(results).items():
         console.print(f"{name}: {words}.", style="dim")
     for name, seconds in set_up_seconds(results):
         console.print(f"{name} took {seconds:.1f} s to set up, not counted.", style="dim")
     if results["settings"].get("note"):
         console.print(f"Note: {results['settings']['note']}", markup=False)
+
+
+def _spread(figures: dict[str, Any]) -> str | None:
+    """How sure a speedup is and how far single questions lie apart; None for one question."""
+    if figures["interval"] is None:
+        return None
+    low, high = figures["interval"]
+    single = " to ".join(f"{figures[name]:.2f}" for name in ("min", "max"))
+    return (
+        f"95 % interval {low:.2f} to {high:.2f}; single questions {single}, median "
+        f"{figures['median']:.2f}"
+    )
 
 
 def _cell(figures: dict[str, Any] | None) -> str:
