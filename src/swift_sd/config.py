@@ -33,9 +33,9 @@ class SwiftConfig:
         eager_search: whether to search as fast as possible, at the expense of the responses
             meanwhile, rather than in a small share of the time.
         draft_bits: 4 or 8 let the draft read copies of the weights, rounded to so many bits and
-            made when the object is (about 0.27 and 0.52 times the memory of a model in 16 bits);
+            made when the object is (0.2 to 0.3 and 0.4 to 0.55 times a model's memory in 16 bits);
             where there is no kernel for it, and with 16, it reads the model's own. "auto" takes
-            what `swift-sd search` has found on this machine, if the profile says; else 4, or 8 for
+            what `swift-sd search` has found, if the profile says; else 4 bits, or 8 for
             a model of less than 300 million parameters, which suffers more from rounding.
         draft_group: weights in a row that share a scale there: fewer err less and take more memory.
             torch's packed kernels for 8 bits, where nothing is compiled, have one scale for a row.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,6 +122,25 @@ def test_what_cannot_be_done_is_refused(search, refused, tmp_path):
     refused(search()[:3], "damaged")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"machine": {"threads": 999}}, "of another machine"), ({"study": {}}, "other text")],
+)
+def test_what_is_no_study_of_this_machine_is_not_overwritten(search, refused, change, words):
+    path = search()[-1]
+    kept = json.dumps({**json.loads(path.read_text()), **change})
+    path.write_text(kept)
+    refused(search()[:3], words)
+    assert path.read_text() == kept
+
+
+@pytest.mark.parametrize(("gains", "best"), [((1.2, 1.9, 1.5), 8), ((2.0, 1.0, 2.0), 16)])
+def test_the_precision_that_promises_most_is_chosen(gains, best):
+    study = object.__new__(Study)
+    study._known = dict(zip((4, 8, 16), (SimpleNamespace(gain=one) for one in gains), strict=True))
+    assert study._best == best
+
+
 def test_generate_keeps_what_it_learned_unless_told_not_to(
     swift_sd, model_folder, own_cache, monkeypatch
 ):
@@ -129,7 +149,7 @@ def test_generate_keeps_what_it_learned_unless_told_not_to(
         assert swift_sd(*ask, *arguments)[0] == 0
         assert not (own_cache / "profiles").exists()
     # So that something is learned for sure, however short the answer.
-    monkeypatch.setattr(adaptation.Adaptation, "_may_spend", lambda self, kind: True)
+    monkeypatch.setattr(adaptation.Adaptation, "_may_search", lambda self, kind: True)
     assert swift_sd(*ask)[0] == 0
     (file,) = (own_cache / "profiles").glob("*")
     assert json.loads(file.read_text())["version"] == VERSION

@@ -71,7 +71,7 @@ def bits_of(swift):
     return swift._experience._draft_bits()
 
 
-def test_a_precision_that_was_found_here_is_used(model, learned, tmp_path):
+def test_a_precision_that_was_found_is_used_and_keeps_its_sets(model, learned, tmp_path):
     found = replace(learned, bits=4)
     found.save(tmp_path / "x.json")
     swift = Swift(model, profile=tmp_path / "x.json")
@@ -80,7 +80,10 @@ def test_a_precision_that_was_found_here_is_used(model, learned, tmp_path):
     assert swift.profile.bits == 4  # and handed on
     assert bits_of(Swift(model, config=SwiftConfig(draft_bits=8), profile=found)) == 8
     elsewhere = replace(found, machine={**found.machine, "threads": 999})
-    assert bits_of(Swift(model, profile=elsewhere)) == 8
+    assert bits_of(Swift(model, profile=elsewhere)) == 4
+    wide = replace(elsewhere, bits=16)  # what `learned` was found with
+    assert wide.learned["bits"] == 16
+    assert Swift(model, profile=wide).layer_set == LayerSet.from_dict(search_of(wide)["best"])
 
 
 def test_a_precision_that_does_not_exist_is_damage(learned, tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from swift_sd.adapting.allowance import CHEAP, WINDOW, Allowance
 from swift_sd.adapting.basis import (
     costs_from_dict,
     costs_to_dict,
@@ -32,16 +33,9 @@ from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
-WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 LOOKED_AT = 8  # tokens on which influence is measured
-CHEAP = 2.0  # plain steps that reading a window may take
 FEWEST = 12  # tokens below which a score says nothing
-SHARE = 0.02  # of all time, what the search may take as long as no gain is in sight,
-MOST = 0.1  # and while one is
-DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
-FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
 DIFFERENT = 0.1  # of all sublayers
-WORTH = 1.1  # times the speed of the set in use that must be hoped for: a gain is in sight
 
 
 class Adaptation:
@@ -79,8 +73,7 @@ class Adaptation:
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
         self._eager, self._bits = eager, bits
-        self._elapsed = self._spent = self._doubted = 0.0  # seconds
-        self._latest: float | None = None  # seconds that the latest look took
+        self._allowance = Allowance(pace, eager=eager)
         self._costs: Costs | None = None
         self._searching = Lock()
         self.kinds = Kinds()
@@ -104,7 +97,7 @@ class Adaptation:
 
     def has_changed(self, kind: Kind, step: Step) -> bool:
         """Count a round; whether drafts are accepted more or less often than they used to be."""
-        self._elapsed += step.seconds
+        self._allowance.elapse(step)
         if step.drafter not in (OWN, AGREED) or not step.drafted:
             return False
         right = step.accepted_on_chain
@@ -122,17 +115,25 @@ class Adaptation:
         """Spend a little of what may be spent; `view` then skips the best set known."""
         if self._searching.acquire(blocking=False):
             try:
-                is_doubtful = met.in_doubt and met.kind.search is not None
-                may = self._may_doubt() if is_doubtful else self._may_spend(met.kind)
-                tokens = self._window(state) if may else 0
-                if tokens and is_doubtful:
-                    self._doubted += _seconds(lambda: self._doubt(met, state, tokens, view))
-                elif tokens:
-                    self._latest = _seconds(lambda: self._search(met.kind, state, tokens, view))
-                    self._spent += self._latest
+                self._look(met, state, view)
             finally:
                 self._searching.release()
         self._use(met.kind, view)
+
+    def _look(self, met: Met, state: DecodingState, view: AnyDraft) -> None:
+        search, may = met.kind.search, self._may_search(met.kind)
+        is_doubtful = met.in_doubt and search is not None
+        if not may and not (is_doubtful and self._allowance.affords_doubt):
+            return
+        if not (tokens := self._window(state)):
+            return
+        begin = perf_counter()
+        if is_doubtful:
+            self._doubt(met, state, tokens, view)
+        else:
+            self._search(met.kind, state, tokens, view)
+        seconds = perf_counter() - begin
+        self._allowance.spend(seconds, scored=search is not None, doubted=not may)
 
     def _window(self, state: DecodingState) -> int:
         """Tokens to score on, the prompt's too if it is cheap to ask the target about those.
@@ -188,22 +189,11 @@ class Adaptation:
         if before.distance(best) > DIFFERENT * 2 * before.depth:
             self._forget()
 
-    def _may_spend(self, kind: Kind) -> bool:
-        search, step = kind.search, self._pace.step
-        if step is None or (search is not None and search.is_finished):
-            return False
-        if self._eager:
-            return True
-        hope = search.hope / search.gain if search is not None else kind.promise
-        share = MOST if hope > WORTH else SHARE
-        needed = self._latest if self._latest is not None else FIRST * step
-        return self._spent + needed <= share * self._elapsed
-
-    def _may_doubt(self) -> bool:
-        reading = self._pace.verify(WINDOW)
-        if self._eager or reading is None:
-            return self._eager
-        return self._doubted + CHEAP * reading <= DOUBT * self._elapsed
+    def _may_search(self, kind: Kind) -> bool:
+        search = kind.search
+        if search is None:
+            return self._allowance.affords_start(kind.promise)
+        return not search.is_finished and self._allowance.affords_score(search.hope / search.gain)
 
     def _doubt(self, met: Met, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         """See whether the set of the kind is of use for a prompt unlike those before."""
@@ -292,9 +282,3 @@ class Adapting:
         if self._adaptation.has_changed(self._met.kind, step):
             self._adaptation.follow(self._met)
         self._adaptation.improve(self._met, state, self._view)
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    begin = perf_counter()
-    work()
-    return perf_counter() - begin

@@ -192,7 +192,7 @@ class Governor:
             self._pace.saw_round(step)
             self._pace.saw_plain(step)
         begin = perf_counter()
-        for one in self._all:
+        for one in self._all if self._asking else ():
             if one is self._chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
         learning = perf_counter() - begin

@@ -11,6 +11,7 @@ from swift_sd.adapting.objective import Array
 DRAWS = 32  # from the posterior of the harms
 SWEEPS = 2  # of Gibbs sampling with each score
 BURN_IN = 40  # times that when the draws start anew
+EARLY = 10  # times that with the first score, which says most, and fewer with each of the next
 SHAPE = 0.5  # of the prior over how little a layer matters: most mean either little or much
 LOSS = 0.06  # a priori, in -log(acceptance), from skipping the least harmful tenth of all
 MOST_HARM = 10.0  # of one sublayer; exp(-10) is as good as nothing
@@ -88,7 +89,7 @@ class Harms:
         # Half a token to each side, so that none and all have a logarithm.
         seen = -np.log((hits + 0.5) / (trials + 1))
         terms = np.pad(sets, ((0, 0), (0, self._rounded)), constant_values=1.0)
-        for _ in range(BURN_IN if anew else 1):
+        for _ in range(BURN_IN if anew else max(EARLY - len(sets) // 2, 1)):
             # What is expected steadies the variance: else lucky scores would also count for more.
             expected = self.acceptance(sets)
             share = ((hits + 8 * expected) / (trials + 8)).clip(0.5 / (trials + 1), 1 - 1e-6)

@@ -46,8 +46,11 @@ class Keeper:
 
     @property
     def bits(self) -> int | None:
-        """Of the weights that drafts should read, if that was found out on this machine."""
-        return self._known.bits if self._known is not None and self._is_of_here else None
+        """Of the weights that drafts should read, if that was looked into, here or elsewhere.
+
+        The layer sets of another machine were found with drafts of these bits.
+        """
+        return self._known.bits if self._known is not None else None
 
     def teach(self, adaptation: Adaptation) -> None:
         """Let `adaptation` begin with what is known; what it learns is kept from now on.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from swift_sd.adapting.adaptation import WORTH, Adaptation
+from swift_sd.adapting.adaptation import Adaptation
+from swift_sd.adapting.allowance import SHARE
 from swift_sd.adapting.kinds import Kind
 from swift_sd.adapting.paper_adaptation import PaperAdaptation
 
@@ -39,7 +40,7 @@ def _one(kind: Kind) -> str:
         return f"the search goes on after {tried}: so far {found}"
     if search.is_finished:
         return f"the search has ended after {tried}: no set of sublayers is worth skipping here"
-    if search.hope > WORTH * search.gain:
+    if search.hope > (1 + SHARE) * search.gain:
         return f"the search goes on after {tried}: no set has proved worth skipping so far"
     return f"the search goes on now and then after {tried}: little is to be hoped for"
 

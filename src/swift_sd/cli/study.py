@@ -32,16 +32,15 @@ class Study:
         tokenizer: the model's.
         prompts: to answer.
         out: where the profile is; if there is one of the same prompts, the study goes on behind the
-            last one answered, else all of them are answered. One of another machine counts for
-            nothing.
+            last one answered, else all of them are answered.
         max_new_tokens: longest answer.
 
     Attributes:
         done: answers given.
 
     Raises:
-        ProfileError: there is a file at `out` that is no profile of this model, or none can be
-            written there.
+        ProfileError: there is a file at `out` that is no study of this model on this machine, or
+            none can be written there.
     """
 
     def __init__(
@@ -146,7 +145,15 @@ class Study:
     def _go_on_from(self, profile: Profile) -> None:
         profile.check_model(self._model)
         if profile.machine != machine_fingerprint(self._model):
-            return  # times of there and of here cannot be compared
+            raise ProfileError(
+                f"{self._out} is of another machine (or of other versions or threads), whose times "
+                "cannot be compared with those of here; give another --out, or delete it"
+            )
+        if not profile.study:
+            raise ProfileError(
+                f"{self._out} was learned from other text than a study's; give another --out, or "
+                "delete it"
+            )
         try:
             for bits, learned in profile.study.get("learned", {}).items():
                 known = replace(profile, learned=learned, bits=None, study={})

@@ -54,6 +54,7 @@ class Curve:
         # Rows that were measured, ascending, and the median of each: replaced together, as another
         # thread may be reading.
         self._medians: dict[int, float] = {}
+        self._answers: dict[int, float] = {}  # given since; a plain round asks for the same often
         for rows, seconds in known.items():
             self.saw(rows, seconds)
 
@@ -64,18 +65,20 @@ class Curve:
         self._seen[rows].append(seconds)
         medians = {**self._medians, rows: median(tuple(self._seen[rows]))}
         self._medians = dict(sorted(medians.items()))
+        self._answers = {}
 
     def at(self, rows: int) -> float | None:
         """Seconds of a forward of `rows` rows; None if there was none yet of any."""
+        answers = self._answers  # before what they follow from: that may be newer, never older
+        if rows in answers:
+            return answers[rows]
         known = tuple(self._medians.items())
         if not known:
             return None
         # No more than what more rows are well known to take.
-        return min(
-            self._read(rows, known),
-            *(seconds for n, seconds in known if n > rows and len(self._seen[n]) >= WELL_KNOWN),
-            math.inf,
-        )
+        well_known = (s for n, s in known if n > rows and len(self._seen[n]) >= WELL_KNOWN)
+        answers[rows] = min(self._read(rows, known), *well_known, math.inf)
+        return answers[rows]
 
     def _read(self, rows: int, known: Sequence[tuple[int, float]]) -> float:
         """Between the medians of two numbers of rows, or beyond them all."""
@@ -113,7 +116,8 @@ class Pace:
         prior, flat = prior or Prior(), FLAT_ROWS.get(device.type, 1)
         self._verify = Curve(flat, MEMORY, prior.verify)
         self._draft = Curve(flat, DRAFT_MEMORY, prior.draft)
-        self._overhead: deque[float] = deque(maxlen=MEMORY)  # of plain rounds, beside the forward
+        self._overheads: deque[float] = deque(maxlen=MEMORY)  # of plain rounds, beside the forward
+        self._overhead = 0.0  # their median
         self._drift: deque[float] = deque([1.0] * SETTLED, maxlen=DRIFT_MEMORY)
         self._slowness = 1.0  # of the machine now
         self._tokens = self._seconds = 0.0
@@ -138,7 +142,8 @@ class Pace:
 
         The time that drafters took to say so is none of plain decoding's.
         """
-        self._overhead.append((step.seconds - step.draft - step.verify) / self._slowness)
+        self._overheads.append((step.seconds - step.draft - step.verify) / self._slowness)
+        self._overhead = median(self._overheads)
         self.plain_rounds += 1
         self.since_plain = 0
 
@@ -157,7 +162,7 @@ class Pace:
         forward = self.verify(1)
         if forward is None or not self.plain_rounds:
             return None
-        return forward + (median(self._overhead) if self._overhead else 0.0) * self._slowness
+        return forward + self._overhead * self._slowness
 
     @property
     def draft_step(self) -> float | None:

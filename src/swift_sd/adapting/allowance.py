@@ -1,0 +1,76 @@
+"""What the search may take of the time: more where more is to be won, little once it is settled."""
+
+from __future__ import annotations
+
+from swift_sd.decoding.trace import Step
+from swift_sd.drafting.pace import Pace
+
+WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
+CHEAP = 2.0  # plain steps that reading a window may take
+FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
+SHARE = 0.01  # of all time, what the search may take,
+# and beyond that as large a share as the gain in sight, at most this one, of the time that plain
+# decoding would have taken: it pays where a stream goes on for as long as it has.
+MOST = 0.06
+STAKE = 0.12  # of the time that drafts have won, what the very first look may take
+DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
+
+
+class Allowance:
+    """Seconds that went by, that drafts won and that the search took, over all responses.
+
+    Args:
+        pace: what rounds cost.
+        eager: whether the search may take whatever it wants.
+    """
+
+    def __init__(self, pace: Pace, *, eager: bool) -> None:
+        self._pace, self._eager = pace, eager
+        self._elapsed = self._won = self._spent = self._doubted = 0.0
+        self._latest: float | None = None  # of the latest score
+
+    def elapse(self, step: Step) -> None:
+        """Count a round."""
+        self._elapsed += step.seconds
+        self._won += len(step.tokens) * (self._pace.step or 0.0) - step.seconds
+
+    def spend(self, seconds: float, *, scored: bool, doubted: bool) -> None:
+        """Count what the search took.
+
+        Args:
+            scored: whether for a score, rather than for a first look.
+            doubted: whether it was paid for by what doubts may take.
+        """
+        if scored:
+            self._latest = seconds
+        if doubted:
+            self._doubted += seconds
+        else:
+            self._spent += seconds
+
+    def affords_start(self, promise: float) -> bool:
+        """Whether a search may begin that promises this multiple of plain decoding's speed."""
+        return self._affords(FIRST * (self._pace.step or 0.0), promise - 1, STAKE * self._won)
+
+    def affords_score(self, hope: float) -> bool:
+        """Whether a search may go on that hopes for this multiple of the speed there is."""
+        return self._affords(self._score, hope - 1, 0.0)
+
+    @property
+    def affords_doubt(self) -> bool:
+        """Whether a set may be scored only to see whether it is of use for a prompt."""
+        if self._eager or not self._pace.step:
+            return self._eager
+        return self._doubted + self._score <= DOUBT * self._elapsed
+
+    def _affords(self, needed: float, sight: float, more: float) -> bool:
+        if self._eager or not self._pace.step:
+            return self._pace.step is not None
+        share = min(sight, MOST) - SHARE
+        more = max(more, share * (self._elapsed + self._won), 0.0)
+        return self._spent + needed <= SHARE * self._elapsed + more
+
+    @property
+    def _score(self) -> float:
+        """What a score is expected to take."""
+        return self._latest or CHEAP * (self._pace.verify(WINDOW) or 0.0)
