@@ -28,7 +28,7 @@ demo: $(READY) ## answer one question with the default model
 test: $(READY) ## run every test (ARGS="-k loading" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-cluster: $(READY) ## the tests that start Ray or torchrun
+test-cluster: $(READY) ## the tests that start Ray
 	@$(BIN)/python -m pytest -m cluster -n 0 tests/serve
 
 check: $(READY) ## formatting, lint and types

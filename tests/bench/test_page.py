@@ -12,12 +12,12 @@ from swift_sd.bench.page import render, write_page
 from swift_sd.bench.table import live_progress, print_results
 from swift_sd.errors import ConfigError
 
-PLOTS = ("speedup", "accepted", "time", "stream")
+PLOTS = ("speedup", "accepted", "time", "stream", "search")
 
 
 @pytest.fixture
 def results(results_of, record_of):
-    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0, "accept": 0.1, "other": 0.1}
+    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0, "accept": 0.1, "adapt": 0.2, "other": 0.1}
     records = [
         record_of(
             i,
@@ -26,6 +26,7 @@ def results(results_of, record_of):
             mine=(4.0 + i + len(name), 10),
             accepted_histogram={"0": 3, "2": i + 1} if name == "swift" else {},
             time_split=split if name != "hf" else None,
+            layer_set={"depth": 4, "attention": [1], "mlp": [1, 2]} if name == "swift" else None,
         )
         for i in range(6)
         for name in ("hf", "plain", "swift")
@@ -38,7 +39,7 @@ def test_all_plots_are_in_the_page_with_words_for_those_who_cannot_see(results):
     for name in PLOTS:
         assert f'id="plot-{name}"' in page
     images = re.findall(r'<svg [^>]*role="img"[^>]*>', page)
-    assert len(images) == 4
+    assert len(images) == len(PLOTS)
     assert all(re.search(r'aria-label="[^"]{10,}"', image) for image in images)
 
 

@@ -244,7 +244,7 @@ def test_a_prompt_beyond_the_context_is_left_out_for_all(tmp_path, runner_in, se
     assert runner.missing == 0
     results = collect(journal, settings, complete=True, skipped={})
     assert [entry["turn"] for entry in results["left_out"]] == [0, 1]
-    assert "2 turns are left out" in " ".join(results["warnings"])
+    assert "2 turns (of g) are left out" in " ".join(results["warnings"])
     again, _ = runner_in(tmp_path, settings, asked)
     assert again.missing == 0
 

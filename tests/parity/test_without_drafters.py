@@ -17,6 +17,7 @@ NOT_OF = {  # names of steps, by drafter that may not propose
     "recycling": ("recycling", "copying+recycling"),
     "model": ("layer_skip", "cascade"),
 }
+SOURCES = {"copying": {"copying"}, "recycling": {"recycling"}, "model": {"layer_skip", "cascade"}}
 
 
 @pytest.mark.parametrize("names", SOME, ids="+".join)
@@ -29,7 +30,7 @@ def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
     swift = Swift(model, config=SwiftConfig(drafters=names))
-    drafted = 0
+    drafted, proposed = 0, set()
     for seed in range(2):
         torch.manual_seed(seed)
         expected = model.generate(prompt, max_new_tokens=48, pad_token_id=0, **arguments)
@@ -38,8 +39,12 @@ def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
         assert torch.equal(found, expected)
         forbidden = [step for name in set(DRAFTERS) - set(names) for step in NOT_OF[name]]
         assert not set(forbidden) & swift.trace.summary()["drafters"].keys()
+        accepted = {source for step in swift.trace.steps for source in step.sources}
+        assert accepted <= set().union(*(SOURCES[name] for name in names))
         drafted += swift.trace.summary()["drafted_tokens"]
+        proposed |= {part for name in swift.trace.summary()["drafters"] for part in name.split("+")}
     assert drafted
+    assert all(SOURCES[name] & proposed for name in names)
 
 
 def test_without_the_model_no_weights_are_rounded():

@@ -92,12 +92,17 @@ def test_a_failure_in_the_middle_of_an_answer_is_told(client, plain, monkeypatch
 
 
 def test_usage_tells_drafted_and_accepted_tokens(client):
-    answer = client.chat.completions.create(messages=MESSAGES, max_tokens=60, **GREEDY)
-    usage = answer.usage
-    assert usage.drafted_tokens > 0
+    asked = {"messages": MESSAGES, "max_tokens": 60, **GREEDY}
+    usage = client.chat.completions.create(**asked).usage
+    assert 0 < usage.accepted_tokens < usage.drafted_tokens
+    assert usage.accepted_tokens < usage.completion_tokens
     details = usage.completion_tokens_details
     assert details.accepted_prediction_tokens == usage.accepted_tokens
-    assert 0 <= usage.accepted_tokens <= usage.completion_tokens
+    assert details.rejected_prediction_tokens == usage.drafted_tokens - usage.accepted_tokens
+    streamed = client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    )
+    assert list(streamed)[-1].usage == usage
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -21,8 +21,6 @@ from swift_sd.errors import ConfigError
 from swift_sd.serve.spec import Spec
 from swift_sd.testing.planted import planted_model
 
-pytestmark = pytest.mark.cluster
-
 QUESTION = {"model": "tiny", "prompt": "abc def", "max_tokens": 12, "temperature": 0}
 
 
@@ -144,6 +142,7 @@ def cluster(learned, tmp_path):
             made.stop()
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_finish_the_answers_in_the_making(cluster, number):
     assert until(cluster.is_up, 300)
@@ -171,6 +170,7 @@ def test_autoscaling_is_handed_on_and_wrong_names_are_refused():
             deployed(spec, 1, wrong)
 
 
+@pytest.mark.cluster
 def test_a_killed_replica_comes_back_and_nothing_is_lost(cluster, learned):
     assert until(cluster.is_up, 300)
     assert until(lambda: len(cluster.replicas()) == 2, 60)

@@ -18,8 +18,6 @@ from swift_sd import SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.serve.lockstep import join, lockstep_config
 
-pytestmark = pytest.mark.cluster
-
 PROMPTS = ["abc", "def f(x):", "Why is the sky blue?"]
 
 

@@ -92,6 +92,13 @@ DRAFTS = {  # who proposes
 }
 
 
+SOURCES = {
+    "model": {"layer_skip"},
+    "cascade": {"layer_skip", "cascade"},
+    "recall": {"copying", "recycling"},
+}
+
+
 class Always:
     """The drafter that costs nothing, alone or before the sub-network, in every round."""
 
@@ -137,7 +144,7 @@ def test_samples_fit_the_joint_distribution(model, name):
     request = prepared(model, ids, **arguments)
     torch.manual_seed(0)
     counts = torch.zeros(VOCABULARY**NEW)
-    drafted = accepted = 0
+    drafted, accepted, sources = 0, 0, set()
     for _ in range(SAMPLES):
         state = request.start()
         steps = list(decode(Target(model), next(each), state, ids, max_draft_tokens=2))
@@ -145,7 +152,9 @@ def test_samples_fit_the_joint_distribution(model, name):
         counts[(a * VOCABULARY + b) * VOCABULARY + c] += 1
         drafted += sum(step.drafted for step in steps)
         accepted += sum(step.accepted_on_chain for step in steps)
+        sources.update(*(step.sources for step in steps))
     assert 0.1 < accepted / drafted < 0.99, "the test must see both acceptance and refusal"
+    assert SOURCES[DRAFTS[name]] <= sources
 
     impossible = expected == 0
     assert counts[impossible].sum() == 0

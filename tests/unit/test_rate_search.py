@@ -10,7 +10,7 @@ import pytest
 from swift_sd import LayerSet
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.objective import Rates, sublayer_bits
-from swift_sd.adapting.rate_search import RateSearch
+from swift_sd.adapting.rate_search import PATIENCE, RateSearch
 from swift_sd.errors import LayerSetError
 
 
@@ -281,3 +281,14 @@ def test_a_finished_search_is_still_finished_when_it_is_loaded():
     assert loaded.is_finished
     loaded.resume()
     assert not loaded.is_finished
+
+
+def test_what_is_hoped_for_fades_while_scores_bring_nothing():
+    search, hopes = RateSearch(costs_of(30), plain, max_draft=12), []
+    for _ in range(PATIENCE + 2):
+        search.tell(LayerSet(30, {5}, {5}), 0.0, 32)
+        hopes.append(search.hope / search.gain)
+    assert hopes[0] > 1.02
+    assert hopes[-1] == 1
+    search.resume()
+    assert search.hope > search.gain

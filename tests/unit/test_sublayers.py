@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
+from transformers.distributed import DistributedConfig
 
 from swift_sd import Swift, UnsupportedModel
 from swift_sd.model.kv_cache import attention_windows
@@ -173,3 +174,10 @@ def test_a_layer_without_an_mlp_is_refused():
     model.model.layers[3].mlp = torch.nn.Identity()
     with pytest.raises(UnsupportedModel, match=r"in layer 3, there is no MLP"):
         Swift(model)
+
+
+def test_pipeline_stages_are_refused_with_the_reason():
+    model = tiny_model("llama")
+    model.config.distributed_config = DistributedConfig(pp_size=2)
+    with pytest.raises(UnsupportedModel, match="pipeline stages"):
+        find_sublayers(model)

@@ -127,13 +127,13 @@ class Adaptation:
             return
         if not (tokens := self._window(state)):
             return
-        begin = perf_counter()
+        begin, told = perf_counter(), self.told
         if is_doubtful:
             self._doubt(met, state, tokens, view)
         else:
             self._search(met.kind, state, tokens, view)
         seconds = perf_counter() - begin
-        self._allowance.spend(seconds, scored=search is not None, doubted=not may)
+        self._allowance.spend(seconds, scored=self.told > told, doubted=not may)
 
     def _window(self, state: DecodingState) -> int:
         """Tokens to score on, the prompt's too if it is cheap to ask the target about those.

@@ -31,6 +31,7 @@ FLOOR = 0.7  # above this
 REGRET = 0.01  # of the rate: what is left to win is not worth the search
 RECENT = 10  # scores over which that is averaged
 STALE = 120  # scores without a gain after which none is expected
+PATIENCE = 16  # such scores after which there is no hurry any more
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,12 @@ class RateSearch:
 
     @property
     def hope(self) -> float:
-        """The rate to expect if all harms were known, as a multiple of plain decoding's."""
-        return self.gain * (1 + self._regret)
+        """The rate to hope for soon, as a multiple of plain decoding's.
+
+        What is to be expected if all harms were known, the less of it the more scores in a row have
+        brought nothing: no more than `gain` after 16 of them.
+        """
+        return self.gain * (1 + self._regret * max(1 - self._stale / PATIENCE, 0.0))
 
     def is_of_use(self, score: float, trials: int) -> bool:
         """Whether drafts with `best` may be faster than none, on text where it scored so.

@@ -80,6 +80,7 @@ def _plots(results: dict[str, Any]) -> list[Plot]:
         else "Each question met a fresh Swift object, which knew nothing of those before."
     )
     accepted, time = plots.accepted_plot(results), plots.time_plot(results)
+    search = plots.search_plot(results)
     drafts = "Longer is better: each accepted token saves a forward of the full model."
     split = "Milliseconds per new token of swift-sd's loop, by what they were spent on, and of hf."
     return [
@@ -107,6 +108,14 @@ def _plots(results: dict[str, Any]) -> list[Plot]:
             "From question to question",
             f"{stream} Dots are questions, lines the median of each and the four before it.",
             plots.stream_plot(results),
+        ),
+        Plot(
+            "search",
+            "What the search did meanwhile",
+            "Its share of the time of each answer, and the sublayers that drafts skipped then."
+            if search
+            else "No method that was timed searched for sublayers to skip.",
+            search,
         ),
     ]
 

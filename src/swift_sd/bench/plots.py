@@ -141,6 +141,40 @@ def stream_plot(results: dict[str, Any]) -> str:
     return _svg("stream", "Speedup over hf from question to question", draw, 2.9, len(pairs))
 
 
+def search_plot(results: dict[str, Any]) -> str | None:
+    """How searches settle, question by question; None without any.
+
+    Solid is the share of the time that the search took, dashed are the sublayers skipped then.
+    """
+    courses: dict[str, list[tuple[float, int]]] = {}
+    for record in results["records"]:
+        split, skipped = record.get("time_split"), record.get("layer_set")
+        if split and skipped:
+            share = 100 * split.get("adapt", 0.0) / record["seconds"]
+            count = len(skipped["attention"]) + len(skipped["mlp"])
+            courses.setdefault(record["method"], []).append((share, count))
+    courses = {method: found for method, found in courses.items() if any(s for s, _ in found)}
+    if not courses:
+        return None
+
+    def draw(axes: Axes) -> None:
+        counted = axes.twinx()
+        for method, course in courses.items():
+            shares, counts = zip(*course, strict=True)
+            colour, at = _colour(results, method), range(1, len(course) + 1)
+            axes.plot(at, shares, "-", color=colour, linewidth=1.6, label=method)
+            counted.plot(at, counts, "--", color=colour, linewidth=1.2)
+        for one, label in ((axes, "% of the time (solid)"), (counted, "skipped (dashed)")):
+            one.set_ylim(bottom=0)
+            one.set_ylabel(label)
+        counted.locator_params(axis="y", integer=True)
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("answer")
+
+    label = "Time spent searching and sublayers skipped, from question to question"
+    return _svg("search", label, draw, 2.6, len(courses))
+
+
 def _words(name: str) -> str:
     """As it is to be read; a dollar sign would begin a formula."""
     return name.replace("_", " ").replace("$", r"\$")

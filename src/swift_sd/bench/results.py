@@ -101,7 +101,8 @@ def _left_out(journal: Journal) -> list[Entry]:
     found: dict[tuple[Any, int], Entry] = {}
     for entry in journal.of_kind("left_out"):
         key = (entry["question_id"], entry["turn"])
-        found[key] = {name: entry[name] for name in ("question_id", "turn", "prompt_tokens")}
+        names = ("question_id", "group", "turn", "prompt_tokens")
+        found[key] = {name: entry[name] for name in names if name in entry}
     return list(found.values())
 
 
@@ -134,9 +135,10 @@ def _warnings(results: dict[str, Any]) -> list[str]:
                 f"{reason}."
             )
     if results["left_out"]:
+        groups = ", ".join(sorted({entry.get("group", "?") for entry in results["left_out"]}))
         said.append(
-            f"{len(results['left_out'])} turns are left out for every method: the prompt is longer "
-            "than the model's context."
+            f"{len(results['left_out'])} turns (of {groups}) are left out for every method: the "
+            "prompt is longer than the model's context."
         )
     interrupted = [count for count in results["starts"] if count]
     if results["settings"]["stream"] and interrupted:

@@ -235,6 +235,7 @@ class Runner:
         for name in self._asked:
             entry = {
                 "question_id": question.question_id,
+                "group": question.group,
                 "turn": turn,
                 "method": name,
                 "prompt_tokens": prompt_tokens,

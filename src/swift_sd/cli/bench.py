@@ -227,6 +227,8 @@ def _run(
         note(f"interrupted; the same command with --out {folder} goes on from here")
     elif not journal.records and set(settings.methods) <= runner.skipped.keys():
         raise ConfigError("no method that was asked for can be timed with this model")
+    elif not journal.records:
+        raise ConfigError("nothing was timed: every prompt is longer than the model's context")
     return interrupted
 
 

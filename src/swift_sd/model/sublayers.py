@@ -105,6 +105,12 @@ def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
         raise _unsupported(model, "it is an encoder-decoder model")
     if not model.can_generate():
         raise _unsupported(model, f"{type(model).__name__} has no language modelling head")
+    distributed = getattr(model.config, "distributed_config", None)
+    if (getattr(distributed, "pp_size", None) or 1) > 1:
+        raise UnsupportedModel(
+            "a model cut into pipeline stages cannot draft: a draft is a second module tree over "
+            "the same tensors, and no process has them all; load it with tp_size, not pp_size"
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UnsupportedModel(
             "the model is on the meta device and has no weights; load it with from_pretrained first"
