@@ -102,6 +102,7 @@ def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(
     pace = Pace(torch.device("cpu"), Prior(verify={1: 1.0}))
     learned = Adaptation(sublayers, pace, 8, lambda: None, lambda: planted[0])
     kind = Kind(np.zeros(1))
+    learned.has_changed(kind, Step(tokens=(1,), prefill=30.0))  # would be read in any case
     for _ in range(40):  # seconds, of rounds with one token or three
         learned.has_changed(kind, Step(tokens=(1,) * tokens, verify=1.0))
     assert learned._may_search(kind) == begins

@@ -30,9 +30,10 @@ class Allowance:
         self._latest: float | None = None  # of the latest score
 
     def elapse(self, step: Step) -> None:
-        """Count a round."""
+        """Count a round, or the reading of a prompt, which plain decoding does as well."""
         self._elapsed += step.seconds
-        self._won += len(step.tokens) * (self._pace.step or 0.0) - step.seconds
+        if not step.prefill:
+            self._won += len(step.tokens) * (self._pace.step or 0.0) - step.seconds
 
     def spend(self, seconds: float, *, scored: bool, doubted: bool) -> None:
         """Count what the search took.

@@ -171,7 +171,7 @@ def search_plot(results: dict[str, Any]) -> str | None:
         axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("answer")
 
-    label = "Time spent searching and sublayers skipped, from question to question"
+    label = "Time spent searching and sublayers skipped, from answer to answer"
     return _svg("search", label, draw, 2.6, len(courses))
 
 
