@@ -108,6 +108,20 @@ def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(
     assert learned._may_search(kind) == begins
 
 
+def test_what_was_saved_up_is_not_spent_at_once():
+    """On a new kind of text, after long, a gain is in sight."""
+    purse = allowance.Allowance(Pace(torch.device("cpu"), Prior(verify={1: 1.0})), eager=False)
+    for _ in range(5000):
+        purse.elapse(Step(tokens=(1,), verify=1.0))
+    spent = 0.0
+    for _ in range(100):
+        while purse.affords_score(1.5):
+            purse.spend(3.0, scored=True, doubted=False)
+            spent += 3.0
+        purse.elapse(Step(tokens=(1,), verify=1.0))
+    assert 0.1 * 100 < spent < 0.3 * 100  # of the 300 seconds that might be spent in all
+
+
 def test_a_prompt_in_doubt_does_not_stop_the_search(planted, monkeypatch):
     """Looking whether the set is of use costs a score: it may be one that is due anyway."""
     sublayers = find_sublayers(planted[0])

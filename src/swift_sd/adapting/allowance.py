@@ -14,6 +14,8 @@ SHARE = 0.01  # of all time, what the search may take,
 MOST = 0.06
 STAKE = 0.12  # of the time that drafts have won, what the very first look may take
 DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
+# Of late, what scores may take at most: what was saved up long ago is not spent on one answer.
+LATELY, FADE = 0.15, 0.98  # the weight of rounds before
 
 
 class Allowance:
@@ -27,11 +29,14 @@ class Allowance:
     def __init__(self, pace: Pace, *, eager: bool) -> None:
         self._pace, self._eager = pace, eager
         self._elapsed = self._won = self._spent = self._doubted = 0.0
+        self._late = self._late_spent = 0.0  # the same, of late
         self._latest: float | None = None  # of the latest score
 
     def elapse(self, step: Step) -> None:
         """Count a round, or the reading of a prompt, which plain decoding does as well."""
         self._elapsed += step.seconds
+        self._late = FADE * self._late + step.seconds
+        self._late_spent *= FADE
         if not step.prefill:
             self._won += len(step.tokens) * (self._pace.step or 0.0) - step.seconds
 
@@ -42,6 +47,7 @@ class Allowance:
             scored: whether for a score, rather than for a first look.
             doubted: whether it was paid for by what doubts may take.
         """
+        self._late_spent += seconds
         if scored:
             self._latest = seconds
         if doubted:
@@ -55,7 +61,8 @@ class Allowance:
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
-        return self._affords(self._score, hope - 1, 0.0)
+        is_much = self._late_spent > LATELY * self._late
+        return (self._eager or not is_much) and self._affords(self._score, hope - 1, 0.0)
 
     @property
     def affords_doubt(self) -> bool:
