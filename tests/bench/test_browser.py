@@ -72,7 +72,8 @@ def _seen(chromium, page, width, folder):
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_reads_well_at_this_width(browser, tmp_path, results_of, record_of, width):
-    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0}
+    split = {"prefill": 1.0, "draft": 1.0, "verify": 2.0, "adapt": 0.3}
+    skipped = {"depth": 9, "attention": [1, 2, 3], "mlp": [4]}
     names = ("hf", "hf-lookup", "hf-assisted", "hf-early-exit", "swift", "swift-paper")
     groups = ("mt_bench", "math_reasoning", "summarization")
     records = [
@@ -83,6 +84,7 @@ def test_reads_well_at_this_width(browser, tmp_path, results_of, record_of, widt
             mine=(4.0 + i + len(name), 10),
             accepted_histogram={"0": 3, "2": i + 1} if name.startswith("swift") else {},
             time_split=split if name.startswith("swift") else None,
+            layer_set=skipped if name.startswith("swift") else None,
         )
         for i in range(6)
         for name in names
@@ -101,7 +103,7 @@ def _reads_well(chromium, page, width, folder):
     assert console == []
     shown, needed = seen["page"]
     assert needed <= shown <= width  # nothing to scroll sideways
-    assert len(seen["plots"]) == 4
+    assert len(seen["plots"]) == 5
     for plot in seen["plots"]:
         assert plot["cut"] == []
         assert plot["width"] > 300
