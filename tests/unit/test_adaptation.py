@@ -95,9 +95,7 @@ def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, plant
 
 
 @pytest.mark.parametrize(("tokens", "begins"), [(1, False), (3, True)])
-def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(
-    tokens, begins, planted, monkeypatch
-):
+def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(tokens, begins, planted):
     sublayers = find_sublayers(planted[0])
     pace = Pace(torch.device("cpu"), Prior(verify={1: 1.0}))
     learned = Adaptation(sublayers, pace, 8, lambda: None, lambda: planted[0])
@@ -131,13 +129,14 @@ def test_a_prompt_in_doubt_does_not_stop_the_search(planted, monkeypatch):
     search = SimpleNamespace(is_finished=False, hope=1.5, gain=1.0, best=best)
     kind: Any = Kind(np.zeros(1), search=search)
     met, looked = Met(np.zeros(1), kind, 0.0, in_doubt=True), []
+    assert not learned._allowance.affords_doubt
     monkeypatch.setattr(learned, "_window", lambda state: 32)
-    monkeypatch.setattr(learned, "_doubt", lambda *_: looked.append(learned._allowance._elapsed))
+    monkeypatch.setattr(learned, "_doubt", lambda *_: looked.append(True))
     for _ in range(110):
         learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
         learned.improve(met, None, SimpleNamespace(layer_set=best))
+        assert not learned._allowance.affords_doubt
     assert looked
-    assert looked[0] * allowance.DOUBT < 2.0
 
 
 def test_short_answers_pay_for_no_search(planted, prompt, monkeypatch, same_as_alone, learner):

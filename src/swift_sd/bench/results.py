@@ -102,7 +102,7 @@ def _left_out(journal: Journal) -> list[Entry]:
     for entry in journal.of_kind("left_out"):
         key = (entry["question_id"], entry["turn"])
         names = ("question_id", "group", "turn", "prompt_tokens")
-        found[key] = {name: entry[name] for name in names if name in entry}
+        found[key] = {name: entry[name] for name in names}
     return list(found.values())
 
 
@@ -135,7 +135,7 @@ def _warnings(results: dict[str, Any]) -> list[str]:
                 f"{reason}."
             )
     if results["left_out"]:
-        groups = ", ".join(sorted({entry.get("group", "?") for entry in results["left_out"]}))
+        groups = ", ".join(sorted({entry["group"] for entry in results["left_out"]}))
         said.append(
             f"{len(results['left_out'])} turns (of {groups}) are left out for every method: the "
             "prompt is longer than the model's context."
