@@ -3,17 +3,23 @@
 .venv/bin/python benchmarks/deepened.py make /tmp/deepened
 .venv/bin/swift-sd bench --model /tmp/deepened --suite builtin --stream --out /tmp/found
 .venv/bin/python benchmarks/deepened.py judge /tmp/deepened /tmp/found
+.venv/bin/python benchmarks/deepened.py settle /tmp/deepened --out /tmp/settle.json
 """
 
 import json
 from pathlib import Path
-from typing import Annotated
+from time import perf_counter
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
+from swift_sd import Swift
+from swift_sd.bench.environment import describe_environment
+from swift_sd.bench.questions import chosen
 from swift_sd.loading import DEFAULT_MODEL, load
 from swift_sd.testing.planted import planted_model
 
@@ -65,6 +71,56 @@ def judge(
             f"{record['speedup']:.2f}",
         )
     Console().print(table)
+
+
+@app.command()
+def settle(
+    deepened: Annotated[Path, typer.Argument(help="What `make` wrote.")],
+    new: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
+) -> None:
+    """Print how near a stream is, answer by answer, to the speed of one that knows it all.
+
+    The built-in suite is answered once to learn what there is to learn. Then it is answered by an
+    object that starts from there beside one that starts from nothing, each in turn first.
+    """
+    model, tokenizer = load(str(deepened))
+    planted = set(json.loads((deepened / PLANTED).read_text()))
+    asked, _ = chosen(None, None)
+    teacher = Swift(model, tokenizer)
+    for question in track(asked, "learning", transient=True):
+        _answers(question.turns, [teacher], new)
+    settled, fresh = Swift(model, tokenizer, profile=teacher.profile), Swift(model, tokenizer)
+    table = Table("prompt", "question", "settled ÷ fresh, s a token", "planted", "others")
+    records = []
+    for place, question in enumerate(track(asked, "comparing", transient=True), 1):
+        pair = [settled, fresh] if place % 2 else [fresh, settled]
+        seconds = _answers(question.turns, pair, new)
+        skipped = fresh.layer_set
+        found = len(skipped.attention & planted) + len(skipped.mlp & planted)
+        others = len(skipped.attention - planted) + len(skipped.mlp - planted)
+        ratio = seconds[settled] / seconds[fresh]
+        named = {"question_id": question.question_id, "ratio": ratio}
+        records.append(named | {"planted_skipped": found, "others_skipped": others})
+        cells = [place, question.question_id, f"{ratio:.2f}", found, others]
+        table.add_row(*map(str, cells))
+    Console().print(table)
+    if out is not None:
+        report = {"environment": describe_environment(model), "settings": {"new": new}}
+        out.write_text(json.dumps({**report, "prompts": records}, indent=1) + "\n")
+
+
+def _answers(turns: Any, swifts: list[Swift], new: int) -> dict[Swift, float]:
+    """Seconds for each object's answers to one conversation; all go on with the same answers."""
+    seconds, messages = dict.fromkeys(swifts, 0.0), []
+    for turn in turns:
+        messages.append({"role": "user", "content": turn})
+        for swift in swifts:
+            begin = perf_counter()
+            text = "".join(swift.stream(messages, do_sample=False, max_new_tokens=new))
+            seconds[swift] += perf_counter() - begin
+        messages.append({"role": "assistant", "content": text})
+    return seconds
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ class Planted:
     def __init__(self, kind: str, depth: int, seed: int) -> None:
         # Not the searches' own stream: what is drawn for both from one seed would be the same.
         self.random = np.random.default_rng([seed, 1])
+        self.depth = depth
         inner = depth - 2
         size = 2 * inner
         self.harm = self.random.uniform(0.05, 0.5, size)

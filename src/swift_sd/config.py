@@ -42,6 +42,10 @@ class SwiftConfig:
         drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
             the target nearly said before, "model" drafts with the model itself. Without "model"
             nothing is copied, rounded or searched for.
+        cascade: whether drafts of the model read several tokens at once that the others foresee,
+            keep those that they agree to, and go on behind them.
+        compiled: whether code may be compiled, with this machine's own compiler, that drafts and
+            verifies faster; torch's kernels do it otherwise.
         short_head: whether drafts choose among the frequent tokens and those of the text only,
             where compiled code reads copies of the weights; the target chooses among all.
         exact: what is done about rounding. Over several rows a model may round differently than
@@ -68,7 +72,9 @@ class SwiftConfig:
         "recycling",
         "model",
     )
+    cascade: bool = True
     short_head: bool = True
+    compiled: bool = True
     exact: Literal["auto", "strict", "off"] = "auto"
 
     def __post_init__(self) -> None:
@@ -88,7 +94,7 @@ class SwiftConfig:
             raise ConfigError(
                 f"skip_ratio is {ratio!r}; give a share above 0 and at most 1, or None"
             )
-        for name in ("tree", "eager_search", "short_head"):
+        for name in ("tree", "eager_search", "cascade", "short_head", "compiled"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:

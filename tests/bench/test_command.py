@@ -1,9 +1,12 @@
 """`swift-sd bench` from outside."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from time import monotonic, sleep
 
 import pytest
 
@@ -103,6 +106,37 @@ def test_ctrl_c_keeps_what_there_is_and_says_how_to_go_on(run, monkeypatch):
     assert status == 0
     assert "5 records are there already: 7 to go" in err
     assert len(json.loads((folder / "results.json").read_text())["records"]) == 12
+
+
+def test_ctrl_c_in_a_terminal_keeps_what_there_is(model_folder, questions_file, tmp_path):
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "swift_sd", "bench", "--model", model_folder]
+    command += ["--questions", questions_file, "--out", folder, "--methods", "plain"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [*map(str, command), "--max-new-tokens", "100"], stderr=subprocess.PIPE, env=environment
+    ) as process:
+        journal, until = folder / "records.jsonl", monotonic() + 60
+        while not (journal.is_file() and '"kind": "record"' in journal.read_text()):
+            assert process.poll() is None
+            assert monotonic() < until
+            sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; the same command" in err
+    assert b"Traceback" not in err
+    results = json.loads((folder / "results.json").read_text())
+    assert 1 <= len(results["records"]) < 4
+    assert (folder / "report.html").is_file()
+
+
+def test_a_terminal_shows_how_far_it_is_and_the_time_left(run, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if stderr were a terminal
+    status, _, err, _ = run()
+    assert status == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
+    assert re.search(r"swift on \w+ .*\d+/12 .*\d:\d\d:\d\d left \d:\d\d:\d\d", shown)
 
 
 def test_what_breaks_midway_leaves_the_figures_so_far(run, monkeypatch):

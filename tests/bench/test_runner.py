@@ -6,6 +6,7 @@ from time import sleep
 
 import pytest
 
+from swift_sd import LayerSet
 from swift_sd.bench.catalogue import METHODS
 from swift_sd.bench.conversation import encoded_turn
 from swift_sd.bench.journal import NAME, Journal
@@ -132,10 +133,12 @@ def test_an_answer_that_ends_early_ends_early_for_all(tmp_path, subject, setting
     said = METHODS["hf"](subject).start()(inputs, {"do_sample": False, "max_new_tokens": 6})
     model = copy.deepcopy(subject.model)
     model.generation_config.eos_token_id = said.token_ids[2]
-    names = ("hf", "hf-lookup", "hf-early-exit", "plain", "swift", "swift-paper")
+    theirs = ("hf", "hf-lookup", "hf-assisted", "hf-early-exit")
+    names = (*theirs, "plain", "swift", "swift-paper", "swift-fixed")
     settings = settings_of(methods=names)
     journal = Journal(tmp_path, settings.to_dict(), {})
-    given = dataclasses.replace(subject, model=model)
+    others = {"draft_model": subject.model, "draft_tokenizer": subject.tokenizer}
+    given = dataclasses.replace(subject, model=model, layer_set=LayerSet(5, [2], [1]), **others)
     records = list(Runner(given, [Question(1, "g", ("ab",))], settings, journal).run())
     assert {record["method"] for record in records} == set(names)
     expected = said.token_ids[: said.token_ids.index(said.token_ids[2]) + 1]

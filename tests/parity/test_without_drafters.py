@@ -47,6 +47,26 @@ def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
     assert all(SOURCES[name] & proposed for name in names)
 
 
+@pytest.mark.parametrize("cascade", [True, False])
+def test_without_the_cascade_the_model_drafts_from_nothing_foreseen(cascade, monkeypatch):
+    # Only the model drafts, and would read all that is foreseen.
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "head_start", lambda self, chain: len(chain))
+    monkeypatch.setattr(Governor, "_choice", lambda self, promises: len(promises) - 1)
+    model = tiny_model("llama")
+    prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
+    swift = Swift(model, config=SwiftConfig(cascade=cascade))
+    arguments = {"do_sample": False, "max_new_tokens": 48}
+    expected = model.generate(prompt, **arguments)
+    for _ in range(2):  # the second time the runner-ups of the first are known
+        assert torch.equal(swift.generate(prompt, **arguments), expected)
+    named = {"layer_skip", "cascade"} if cascade else {"layer_skip"}
+    accepted = {source for step in swift.trace.steps for source in step.sources}
+    assert set(swift.trace.summary()["drafters"]) <= named
+    assert ("cascade" in swift.trace.summary()["drafters"]) == cascade
+    assert ("cascade" in accepted) == cascade
+
+
 def test_without_the_model_no_weights_are_rounded():
     swift = Swift(tiny_model("llama"), config=SwiftConfig(drafters=("copying",)))
     assert swift._experience.draft_weights.bits == 16

@@ -65,3 +65,11 @@ def test_the_weights_are_shared_not_copied(loaded):
     swift = Swift(model, config=SwiftConfig(layer_set=LayerSet.every(30)))
     swift.generate(torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=4)
     assert {name: tensor.data_ptr() for name, tensor in model.named_parameters()} == before
+
+
+@pytest.mark.parametrize(("bits", "least", "most"), [(4, 0.2, 0.3), (8, 0.4, 0.55), (16, 0, 0)])
+def test_drafts_take_the_memory_that_is_said(loaded, bits, least, most):
+    _, model, _ = loaded
+    swift = Swift(model, config=SwiftConfig(draft_bits=bits))
+    swift.generate(torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=2)
+    assert least <= swift.trace.draft_view["bytes"] / (2 * model.num_parameters()) <= most

@@ -60,7 +60,7 @@ def test_at_its_usual_pace_it_spends_a_small_share_of_the_time(
     assert learned.told == 0
 
 
-@pytest.mark.parametrize(("hope", "share"), [(1.005, 0.01), (1.04, 0.04), (1.5, 0.06)])
+@pytest.mark.parametrize(("hope", "share"), [(1.002, 0.005), (1.04, 0.04), (1.5, 0.06)])
 def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, planted, monkeypatch):
     """On a simulated clock: a round takes a second, scoring a candidate three."""
     now = [0.0]
@@ -85,7 +85,7 @@ def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, plant
         learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
         learned.improve(met, state, SimpleNamespace(layer_set=best))
         assert now[0] <= share * round_
-    assert now[0] >= 0.89 * share * 3000
+    assert now[0] >= 0.89 * share * 3000 - 3
     search.is_finished = True
     spent = now[0]
     for _ in range(1000):

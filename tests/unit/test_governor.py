@@ -10,11 +10,13 @@ import torch
 from swift_sd.adapting import governor
 from swift_sd.adapting.governor import (
     ASKING,
+    AT_ONCE,
     CREDIT,
     FORESIGHT,
     PLAIN_EVERY,
     SHARE,
     TRUST,
+    WARM,
     Governed,
     Governor,
     Ledger,
@@ -252,21 +254,43 @@ def test_what_pays_now_and_then_is_asked_all_the_time_though_it_is_dear(monkeypa
     assert stream.who.count("free") > 0.9 * 3000 / 10
 
 
-def test_a_plain_round_behind_a_draft_that_hardly_pays_says_nothing_of_plain_decoding():
-    stream = Stream(never_right(1.5)).run(50)
-    stream.pace.is_behind_draft = True
-    before = stream.pace.plain_rounds
-    stream.governor.learn(DraftTree(), [0], Step((7,), verify=9.0), None)  # no room to ask
-    assert stream.pace.plain_rounds == before
-    stream.governor.learn(DraftTree(), [0], Step((7,), verify=1.0), None)
-    assert stream.pace.plain_rounds == before + 1
-
-
-@pytest.mark.parametrize(("cost", "together"), [(2.5, 2), (1.2, 1)])
-def test_where_little_is_gained_plain_rounds_are_measured_behind_others(cost, together):
-    stream = Stream(Simulated("own", lambda place, rounds: (3, cost))).run(2000)
+@pytest.mark.parametrize(("short", "together"), [(2.0, WARM + 1), (0.5, 1)])
+def test_where_steps_are_short_plain_rounds_are_measured_behind_others(
+    monkeypatch, short, together
+):
+    monkeypatch.setattr(governor, "SHORT", short)  # seconds; a plain step takes one
+    stream = Stream(Simulated("own", lambda place, rounds: (3, 1.2))).run(2000)
     runs = [len(list(run)) for who, run in itertools.groupby(stream.who) if who == "plain"]
     assert set(runs[1:]) == {together}
+
+
+def test_a_draft_of_another_response_makes_a_short_plain_step_cold_too(monkeypatch):
+    monkeypatch.setattr(governor, "SHORT", 2.0)
+    pace, purse = Pace(torch.device("cpu"), COSTS), Purse()
+    plain, drafting = (Governor([], pace, purse) for _ in range(2))
+    before = pace.plain_rounds
+    for _ in range(5 * AT_ONCE):  # two responses of a server in turn; nobody asks in the first
+        drafting._chosen = Governed(never_right(2.0), Ledger(pace, purse, TRUST), None, False)
+        drafting.learn(DraftTree.chain([1]), [0], Step((7,), verified=1, verify=1.1), None)
+        plain.learn(DraftTree(), [0], Step((7,), verify=1.6), None)
+    assert pace.plain_rounds <= before + 1
+    assert pace.step == pytest.approx(1.0, rel=0.02)
+    for _ in range(WARM + AT_ONCE):
+        plain.learn(DraftTree(), [0], Step((7,), verify=1.0), None)
+    assert pace.plain_rounds > before
+
+
+def test_the_time_of_short_answers_counts_too():
+    pace, purse = Pace(torch.device("cpu"), COSTS), Purse()
+    pace.plain_rounds = 9
+    purse.ask(2 * CREDIT)
+    answers = 0
+    while not purse.may_ask:  # of three rounds each, in which nobody may be asked
+        one = Governor([], pace, purse)
+        for _ in range(0 if purse.may_ask else 3):
+            one.learn(DraftTree(), [0], Step((7,), verify=1.0), None)
+        answers += 1
+    assert 3 * answers == pytest.approx(2 * CREDIT / ASKING, abs=AT_ONCE + 3)
 
 
 def test_a_new_drafter_starts_with_a_clean_account():

@@ -187,6 +187,22 @@ def test_when_the_machine_slows_down_so_does_what_was_measured_before():
         assert pace.draft_step == pytest.approx(0.2 * slowness)
 
 
+def test_that_other_rows_take_longer_than_supposed_is_no_drift():
+    pace = Pace(torch.device("cpu"), Prior({1: 1.0, 5: 1.0}))
+    for _ in range(20):
+        pace.saw_round(Step((1,), verified=4, verify=1.4))
+    assert pace.verify(5) == pytest.approx(1.4)
+    assert pace.verify(1) == 1.0
+
+
+def test_a_verification_that_is_not_usual_tells_nothing_but_the_rate():
+    pace = Pace(torch.device("cpu"), Prior({1: 1.0}))
+    for _ in range(20):
+        pace.saw_round(Step((1,), verify=2.0), is_usual=False)
+    assert pace.verify(1) == 1.0
+    assert pace.rate == pytest.approx(0.5)
+
+
 def test_single_outliers_change_nothing():
     pace = Pace(torch.device("cpu"))
     for turn in range(40):

@@ -120,3 +120,21 @@ def test_a_model_without_such_layers_is_left_alone():
         tiny_model("gpt2"), find_sublayers(tiny_model("gpt2")), 4, has_short_head=True
     )
     assert (weights.bits, weights.bytes, weights.error) == (16, 0, 0.0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_nothing_is_compiled_where_that_is_switched_off(monkeypatch, bits):
+    def fail():
+        raise AssertionError
+
+    monkeypatch.setattr("swift_sd.model.compiled_draft.load_kernels", fail)
+    monkeypatch.setattr("swift_sd.model.exact_target.find_kernels", fail)
+    model = tiny_model("llama", **WIDE, vocab_size=128).to(torch.bfloat16)
+    prompt = torch.arange(3, 23).unsqueeze(0)
+    arguments = {"do_sample": False, "max_new_tokens": 24}
+    swift = Swift(model, config=SwiftConfig(draft_bits=bits, compiled=False))
+    assert torch.equal(swift.generate(prompt, **arguments), model.generate(prompt, **arguments))
+    assert swift.trace.draft_view["bits"] == bits
+    assert not swift.trace.draft_view["compiled"]
+    with pytest.raises(AssertionError):
+        Swift(model)

@@ -204,3 +204,7 @@ def test_a_token_wins_as_often_as_its_numbers_say():
                     float(foreseen[inside].mean()), abs=0.06
                 )
     assert (wins(0.0, 1.0), wins(1.0, 5.0)) == (0.0, 1.0)
+
+
+def test_what_is_never_drawn_never_wins():
+    assert wins(0.5, float("inf")) == wins(1.0, float("inf")) == 0.0

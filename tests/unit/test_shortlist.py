@@ -9,6 +9,7 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.governor import Governor
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights
+from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.shortlist import LEAST, Shortlist
 from swift_sd.model.sublayers import find_sublayers
@@ -39,9 +40,11 @@ def test_it_starts_with_the_first_tokens_and_lists_what_is_added():
     assert shortlist.tokens.dtype == torch.int32
 
 
-def test_small_vocabularies_are_read_whole():
-    assert Shortlist(LEAST).tokens is None
-    assert Shortlist(50).tokens is None
+@pytest.mark.parametrize(("size", "is_short"), [(LEAST, False), (LEAST + 8, True)])
+def test_small_vocabularies_are_read_whole(size, is_short):
+    model = tiny_model("llama", **{**WIDE, "vocab_size": size}).to(torch.bfloat16)
+    weights = DraftWeights(model, find_sublayers(model), 8, has_short_head=True)
+    assert (weights.shortlist is not None) == is_short
 
 
 def test_where_it_does_not_serve_the_whole_head_is_read_until_it_would():

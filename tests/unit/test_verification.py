@@ -66,13 +66,15 @@ def bushy(tokens, budget):
     return DraftTree(ids, parents)
 
 
-def run(script, tolerance, processors=(), do_sample=False):
+def run(script, tolerance, processors=(), do_sample=False, model=None):
     prompt = [3, 1, 4, 1]
     criteria = StoppingCriteriaList([MaxLengthCriteria(len(prompt) + NEW)])
     warping = Warping(LogitsProcessorList(processors), do_sample)
     state = DecodingState(torch.tensor([prompt]), KVCache([None]), warping, Stopping(criteria))
     drafter = ScriptedDrafter(script)
-    rounds = decode(Target(Rounding(logits)), drafter, state, state.tokens, 5, tolerance=tolerance)
+    rounds = decode(
+        Target(model or Rounding(logits)), drafter, state, state.tokens, 5, tolerance=tolerance
+    )
     steps = list(rounds)
     assert state.cache.committed == state.length - 1
     held = state.cache.buffers[0].tail(state.cache.committed)[0].flatten().int().tolist()
@@ -109,3 +111,50 @@ def test_when_sampling_the_noise_decides_what_is_close():
     plain, _ = run(lambda tokens, budget: [], 0.0, do_sample=True)
     assert again == plain
     assert sum(step.decided_again for step in steps) > 3
+
+
+class Forbids:
+    """A user's own, with a state: the favourite of all places may never come."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, ids, scores):
+        self.asked.append(ids.shape[1])
+        scores[0, favourite(ids[0].tolist())] = -torch.inf
+        return scores
+
+
+def favourite(prefix):
+    return (best_two(prefix)[0] + 5) % VOCABULARY
+
+
+def with_favourite(prefix):
+    out = logits(prefix)
+    out[favourite(prefix)] = 8.0
+    return out
+
+
+class RoundingBelow(Rounding):
+    """The same of the two behind the favourite."""
+
+    def forward(self, input_ids, cache, **kwargs):
+        output = ScriptedModel.forward(self, input_ids, cache, **kwargs)
+        if input_ids.shape[1] > 1:
+            for row in output.logits[0]:
+                top = row.topk(3)
+                if top.values[1] - top.values[2] < 1e-3:
+                    row[top.indices[1:]] = row[top.indices[1:]].flip(0)
+        return output
+
+
+@pytest.mark.parametrize("warpers", [[], [TemperatureLogitsWarper(0.7)]])
+def test_near_ties_that_a_users_processor_makes_are_decided_alone(warpers):
+    forbids = Forbids()
+    model = RoundingBelow(with_favourite)
+    tokens, steps = run(bushy, 8.0, [forbids, *warpers], model=model)
+    assert tokens == continuation([3, 1, 4, 1], NEW)
+    assert sum(step.decided_again for step in steps) >= 2
+    assert forbids.asked == list(range(4, 4 + NEW))  # once for each token, with those before it
+    careless, _ = run(bushy, 0.0, [Forbids(), *warpers], model=RoundingBelow(with_favourite))
+    assert careless != tokens

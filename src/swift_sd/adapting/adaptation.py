@@ -36,13 +36,14 @@ from swift_sd.model.view import View
 LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
 DIFFERENT = 0.1  # of all sublayers
+AT_ONCE = 16  # plain rounds for one look: where a step takes a millisecond, it is no trifle
 
 
 class Adaptation:
     """Searches for the sublayers to skip, over all responses of a `Swift` object.
 
     One forward over the latest text measures how much each sublayer adds to the residual stream,
-    one step what each costs. Where that promises a gain, one candidate a round is scored. Kinds of
+    one step what each costs. Where that promises a gain, candidates are scored. Kinds of
     input have searches of their own: see `Kinds`. On a prompt unlike those before, the set in use
     is scored as soon as time allows; where it is of no use, another kind is founded at once.
 
@@ -56,6 +57,9 @@ class Adaptation:
         reading: gives what reads prompts as the target does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
         bits: of the weights that drafts read.
+
+    Attributes:
+        at_once: plain rounds for one attempt to improve.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class Adaptation:
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
         self._eager, self._bits = eager, bits
+        self.at_once = 1 if eager else AT_ONCE
         self._allowance = Allowance(pace, eager=eager)
         self._costs: Costs | None = None
         self._searching = Lock()
@@ -118,7 +123,8 @@ class Adaptation:
                 self._look(met, state, view)
             finally:
                 self._searching.release()
-        self._use(met.kind, view)
+        if self._use(met.kind, view) > DIFFERENT * 2 * self._sublayers.depth:
+            self._forget()
 
     def _look(self, met: Met, state: DecodingState, view: AnyDraft) -> None:
         search, may = met.kind.search, self._may_search(met.kind)
@@ -180,14 +186,13 @@ class Adaptation:
             self.kinds = restored
             self._costs = costs if same_machine and same_drafts else None
 
-    def _use(self, kind: Kind, view: AnyDraft) -> None:
+    def _use(self, kind: Kind, view: AnyDraft) -> int:
+        """Skip the best set of the kind; in how many sublayers that is another one."""
         before = view.layer_set
         best = kind.best or LayerSet.none(before.depth)
-        if best == before:
-            return
-        view.use(best)
-        if before.distance(best) > DIFFERENT * 2 * before.depth:
-            self._forget()
+        if best != before:
+            view.use(best)
+        return before.distance(best)
 
     def _may_search(self, kind: Kind) -> bool:
         search = kind.search
@@ -268,6 +273,7 @@ class Adapting:
         self._adaptation, self._view, self._sublayers = adaptation, view, sublayers
         self._prompt: PromptView | None = None
         self._met: Met | None = None
+        self._waiting = 0  # plain rounds behind which nothing was improved
 
     def reader(self, module: nn.Module) -> PromptView:
         """See `decoding.drafter.Adapter`."""
@@ -281,4 +287,8 @@ class Adapting:
             self._met = self._adaptation.read(self._prompt.mean, self._view)
         if self._adaptation.has_changed(self._met.kind, step):
             self._adaptation.follow(self._met)
+        self._waiting += 1
+        if self._waiting < self._adaptation.at_once and not (step.prefill or step.drafter):
+            return
+        self._waiting = 0
         self._adaptation.improve(self._met, state, self._view)

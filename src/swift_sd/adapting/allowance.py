@@ -8,7 +8,7 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
-SHARE = 0.01  # of all time, what the search may take,
+SHARE = 0.005  # of all time, what the search may take,
 # and beyond that as large a share as the gain in sight, at most this one, of the time that plain
 # decoding would have taken: it pays where a stream goes on for as long as it has.
 MOST = 0.06
@@ -30,15 +30,18 @@ class Allowance:
         self._pace, self._eager = pace, eager
         self._elapsed = self._won = self._spent = self._doubted = 0.0
         self._late = self._late_spent = 0.0  # the same, of late
+        self._tokens = 0  # that came out, whose worth is not counted yet
         self._latest: float | None = None  # of the latest score
 
     def elapse(self, step: Step) -> None:
         """Count a round, or the reading of a prompt, which plain decoding does as well."""
-        self._elapsed += step.seconds
-        self._late = FADE * self._late + step.seconds
+        seconds = step.seconds
+        self._elapsed += seconds
+        self._late = FADE * self._late + seconds
         self._late_spent *= FADE
         if not step.prefill:
-            self._won += len(step.tokens) * (self._pace.step or 0.0) - step.seconds
+            self._won -= seconds
+            self._tokens += len(step.tokens)
 
     def spend(self, seconds: float, *, scored: bool, doubted: bool) -> None:
         """Count what the search took.
@@ -57,10 +60,12 @@ class Allowance:
 
     def affords_start(self, promise: float) -> bool:
         """Whether a search may begin that promises this multiple of plain decoding's speed."""
+        self._value()
         return self._affords(FIRST * (self._pace.step or 0.0), promise - 1, STAKE * self._won)
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
+        self._value()
         is_much = self._late_spent > LATELY * self._late
         return (self._eager or not is_much) and self._affords(self._score, hope - 1, 0.0)
 
@@ -77,6 +82,11 @@ class Allowance:
         share = min(sight, MOST) - SHARE
         more = max(more, share * (self._elapsed + self._won), 0.0)
         return self._spent + needed <= SHARE * self._elapsed + more
+
+    def _value(self) -> None:
+        """Count what tokens would have cost without drafts."""
+        self._won += self._tokens * (self._pace.step or 0.0)
+        self._tokens = 0
 
     @property
     def _score(self) -> float:

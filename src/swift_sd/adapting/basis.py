@@ -47,7 +47,7 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
     before = view.layer_set
     depth, inner = before.depth, frozenset(range(1, before.depth - 1))
     one = state.tokens[:, -2:-1].to(state.device)
-    sets = (LayerSet.none(depth), LayerSet(depth, inner), LayerSet(depth, mlp=inner))
+    sets = (before, LayerSet.none(depth), LayerSet(depth, inner), LayerSet(depth, mlp=inner))
 
     def seconds(layer_set: LayerSet) -> float:
         view.use(layer_set)
@@ -61,9 +61,9 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
             turns = [[seconds(layer_set) for layer_set in sets] for _ in range(TURNS)]
         finally:
             view.use(before)
-    whole, *without = (min(times) for times in zip(*turns, strict=True))
-    # As shares of a step: it may have been a slow moment.
-    scale = (pace.draft_step or whole) / whole
+    usual, whole, *without = (min(times) for times in zip(*turns, strict=True))
+    # As multiples of the step that drafts take: it may have been a slow moment.
+    scale = (pace.draft_step or usual) / usual
     attention, mlp = (scale * max(whole - rest, 0.0) / max(len(inner), 1) for rest in without)
     return Costs(
         step=scale * whole,

@@ -74,12 +74,15 @@ class Experience:
         self._reads_trees = self._can_read_trees()
         drafts = config.max_draft_tokens > 0
         self._keeper = self._made_keeper(profile)
-        self._exact = ExactTarget(model, sublayers, config.exact, several_rows=drafts)
+        self._exact = ExactTarget(
+            model, sublayers, config.exact, several_rows=drafts, compiled=config.compiled
+        )
         self.draft_weights = DraftWeights(
             model,
             sublayers,
             self._draft_bits(),
             group=config.draft_group,
+            compiled=config.compiled,
             has_short_head=config.short_head,
             tokenizer=tokenizer,
         )
@@ -169,7 +172,8 @@ class Experience:
         if recall is not None:
             drafters.append(Governed(recall, self.recall_ledger, recall.promise, foresees=True))
         if MODEL in self._config.drafters:
-            own = LayerSkipDrafter(view, growth, recall, self.draft_weights.shortlist)
+            ahead = recall if self._config.cascade else None
+            own = LayerSkipDrafter(view, growth, ahead, self.draft_weights.shortlist)
             drafters.append(
                 Governed(
                     own, self.ledger, lambda state, budget: supposed(self.pace), foresees=False

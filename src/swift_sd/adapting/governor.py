@@ -8,7 +8,7 @@ from time import perf_counter
 
 from torch import Tensor
 
-from swift_sd.decoding.draft_tree import DraftTree
+from swift_sd.decoding.draft_tree import NOTHING, DraftTree
 from swift_sd.decoding.drafter import Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
@@ -16,7 +16,7 @@ from swift_sd.drafting.pace import Pace
 
 CREDIT = 2.0  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
-ASKING = 0.005  # of all time, what asking drafters may cost beyond what it wins
+ASKING = 0.003  # of all time, what asking drafters may cost beyond what it wins
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
@@ -27,9 +27,12 @@ OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothi
 # that there was, and at last at most so many.
 PLAIN_SOON, PLAIN_EVERY = 12, 64
 PLAIN_FIRST = 2  # such measurements before anything is drafted
-# Up to this speed they are taken behind another plain round: behind a draft, a small model has lost
-# its weights from the processor's cache, and a plain step seems dearer than it is.
-DOUBTFUL = 1.3
+# Where a step takes less seconds than that, they are taken behind so many others: behind a draft,
+# so small a model has lost its weights from the processor's cache, and a plain step seems dear.
+SHORT, WARM = 0.004, 3
+AT_ONCE = (
+    8  # plain rounds accounted for together: where a step takes a millisecond, it is no trifle
+)
 
 
 class Purse:
@@ -37,10 +40,17 @@ class Purse:
 
     def __init__(self) -> None:
         self._elapsed = self._lost = self._asked = 0.0
+        self._seconds, self._rounds = 0.0, 0  # not accounted for yet
 
-    def elapse(self, cost: float) -> None:
-        """Time went by."""
-        self._elapsed += cost
+    def elapse(self, seconds: float) -> int:
+        """A round went by; how many did since time was accounted for."""
+        self._seconds, self._rounds = self._seconds + seconds, self._rounds + 1
+        return self._rounds
+
+    def account(self, plain: float) -> None:
+        """Count the time that went by, in plain steps of so many seconds."""
+        self._elapsed += self._seconds / plain
+        self._seconds, self._rounds = 0.0, 0
 
     def lose(self, cost: float) -> None:
         """A trial cost more than its tokens were worth."""
@@ -164,7 +174,7 @@ class Governor:
         self._promise = 0.0  # of the one chosen
         self._asking = 0.0  # seconds, in this round; 0 where nobody was asked
         self._pays = False  # to draft, as far as was known when drafters were last asked
-        self._wins = False  # clearly, whoever is best: see `DOUBTFUL`
+        self._unpaid = 0.0  # seconds behind the last draft, of keeping accounts
 
     @property
     def name(self) -> str:
@@ -173,59 +183,64 @@ class Governor:
 
     def propose(self, state: DecodingState, budget: int) -> DraftTree:
         """What the chosen drafter proposes; nothing in a plain round."""
-        if not (self._pays or self._purse.may_ask):
-            return DraftTree()
+        if self._is_plain_due or not (self._pays or self._purse.may_ask):
+            return NOTHING
         begin = perf_counter()
         promises = [one.promise(state, budget) for one in self._all]
         choice = self._choice(promises)
         self._asking = perf_counter() - begin
         if choice is None:
-            return DraftTree()
+            return NOTHING
         self._chosen, self._promise = self._all[choice], promises[choice]
         return self._chosen.drafter.propose(state, budget)
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
-        if self._chosen is not None:
-            self._pace.saw_round(step)
-        elif self._wins or not self._pace.is_behind_draft:
-            self._pace.saw_round(step)
-            self._pace.saw_plain(step)
         begin = perf_counter()
+        pace, chosen = self._pace, self._chosen
+        behind = pace.since_draft
+        pace.since_draft = behind + 1 if chosen is None else 0
+        rounds = self._purse.elapse(step.seconds)
+        if not (self._asking or self._is_plain_due) and rounds < AT_ONCE:
+            return
+        tells = chosen is None and (behind >= WARM or (pace.step or SHORT) >= SHORT)
+        pace.saw_round(step, is_usual=tells or step.verified > 0)
+        if tells:
+            pace.saw_plain(step)
         for one in self._all if self._asking else ():
-            if one is self._chosen or one.foresees:
+            if one is chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
         learning = perf_counter() - begin
-        if self._chosen is not None:
-            self._chosen.ledger.record(step, self._promise, learning)
+        if chosen is not None:
+            chosen.ledger.record(step, self._promise, learning + self._unpaid)
         self._account(step, learning)
-        self._pace.is_behind_draft = self._chosen is not None
         # The loop asks nobody where there is no room for a draft.
-        self._chosen, self._asking, self._wins = None, 0.0, False
+        self._chosen, self._asking = None, 0.0
+        self._unpaid = perf_counter() - begin - learning if chosen is not None else 0.0
 
     def _account(self, step: Step, learning: float) -> None:
         if not (plain := self._pace.step):
             return
-        cost = (step.seconds + learning) / plain
-        self._purse.elapse(cost)
+        self._purse.account(plain)
         if self._chosen is not None:
-            self._purse.ask(min(cost - len(step.tokens), 0.0))
+            self._purse.ask(min((step.seconds + learning) / plain - len(step.tokens), 0.0))
         elif self._asking:
             self._purse.ask((self._asking + learning) / plain)
 
+    @property
+    def _is_plain_due(self) -> bool:
+        """Whether a plain round is to show what plain decoding takes, for want of such rounds."""
+        plain, since = self._pace.plain_rounds, self._pace.since_plain
+        return plain < PLAIN_FIRST or (self._pays and since >= min(PLAIN_SOON * plain, PLAIN_EVERY))
+
     def _choice(self, promises: Sequence[float]) -> int | None:
         """Which of all drafters proposes; None for a plain round."""
-        pace, all_of_them = self._pace, range(len(self._all))
-        enough = min(PLAIN_SOON * pace.plain_rounds, PLAIN_EVERY)
-        if pace.plain_rounds < PLAIN_FIRST:
-            return None
+        all_of_them = range(len(self._all))
         expected = [
             one.ledger.expected(promise) for one, promise in zip(self._all, promises, strict=True)
         ]
         best = max(all_of_them, key=expected.__getitem__)
-        self._pays, self._wins = expected[best] > PAYS, expected[best] > DOUBTFUL
-        if pace.since_plain >= enough:
-            return None
+        self._pays = expected[best] > PAYS
         if self._pays:
             return best
         for one in all_of_them:

@@ -130,3 +130,6 @@ class DraftTree:
             (parent + 1, token): node + 1
             for node, (parent, token) in reversed([*enumerate(places)])
         }
+
+
+NOTHING = DraftTree()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from swift_sd.decoding.draft_tree import DraftTree
+from swift_sd.decoding.draft_tree import NOTHING
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
@@ -67,7 +66,7 @@ def _round(
 ) -> Step:
     begin = perf_counter()
     budget = min(limit, state.room_for_draft())
-    tree = drafter.propose(state, budget) if drafter and budget > 0 else DraftTree()
+    tree = drafter.propose(state, budget) if drafter and budget > 0 else NOTHING
     drafted = perf_counter()
     verification = Verification(target, state, tree, tolerance)
     verified = perf_counter()
@@ -107,4 +106,5 @@ def _adapted(adapter: Adapter | None, state: DecodingState, step: Step) -> Step:
         return step
     begin = perf_counter()
     adapter.adapt(state, step)
-    return replace(step, adapt=perf_counter() - begin)
+    step.adapt = perf_counter() - begin
+    return step

@@ -73,4 +73,6 @@ def wins(chance: float, number: float) -> float:
     In the race it arrives at number / chance, and the first of all others after an exponential
     time of rate 1 - chance.
     """
-    return math.exp(-(1 - chance) * number / chance) if chance > 0 else 0.0
+    if chance <= 0 or number == math.inf:
+        return 0.0
+    return math.exp(-(1 - chance) * number / chance)

@@ -9,7 +9,7 @@ from typing import Any
 from swift_sd.model.layer_set import LayerSet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """One round of the loop: draft, verify, accept, commit.
 

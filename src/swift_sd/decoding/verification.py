@@ -76,11 +76,15 @@ class Verification:
             token, is_close = self._argmax(row)
             return state.choose(self._alone()) if is_close else token
         if self._tolerance:
-            guessed = state.warping.guess(state.tokens, logits)
-            if self._is_close(logits, guessed):
+            warping = state.warping
+            guessed = warping.guess(state.tokens, logits)
+            # Others than pure processors may be asked once only.
+            scores = guessed if warping.is_pure else warping.scores(state.tokens, logits)
+            if self._is_close(logits, scores):
                 logits = self._alone()
-            elif state.warping.is_pure:
-                scores = guessed
+                again = warping.guess(state.tokens, logits)
+                moved = (again - guessed).nan_to_num(0.0, 0.0, 0.0)
+                scores = again if warping.is_pure else scores + moved
         return state.choose(logits, scores)
 
     def _argmax(self, row: int) -> tuple[int, bool]:

@@ -123,14 +123,15 @@ class CostGrowth:
 
     def pruned(self, tree: DraftTree) -> DraftTree:
         """See `Growth`. The likeliest nodes, which a parent always precedes."""
-        if self._pace.verify(1) is None:
+        alone, rate = self._pace.verify(1), self._rate
+        if alone is None:
             return tree.kept([row - 1 for row in tree.main_chain])
         reaches = self.reaches(tree)
         order = sorted(range(len(tree)), key=lambda node: -reaches[node])[:MAX_NODES]
         best, gain, count = 0.0, 0.0, 0
         for nodes, node in enumerate(order, 1):
             gain += reaches[node]
-            value = gain - self._rate * self._extra(nodes)
+            value = gain - rate * ((self._pace.verify(1 + nodes) or alone) - alone)
             if value > best:
                 best, count = value, nodes
         return tree.kept(sorted(order[:count]))

@@ -16,6 +16,7 @@ from swift_sd.decoding.trace import Step
 MEMORY = 33  # measurements of the target that count
 DRAFT_MEMORY = 9  # of a draft, which may become another one
 WELL_KNOWN = 3  # measurements
+SAME = 0.005  # of a median: by less it has not changed
 DRIFT_MEMORY = 9  # rounds that tell how fast the machine is now: fewer, or they would not notice
 SETTLED = 5  # such rounds that are supposed to have shown no drift at first
 FADE = 0.97  # weight of the rounds before
@@ -63,9 +64,15 @@ class Curve:
         if rows not in self._seen:
             self._seen[rows] = deque(maxlen=self._memory)
         self._seen[rows].append(seconds)
-        medians = {**self._medians, rows: median(tuple(self._seen[rows]))}
-        self._medians = dict(sorted(medians.items()))
+        now, before = median(tuple(self._seen[rows])), self._medians.get(rows, math.inf)
+        if len(self._seen[rows]) > WELL_KNOWN and abs(now - before) <= SAME * before:
+            return
+        self._medians = dict(sorted({**self._medians, rows: now}.items()))
         self._answers = {}
+
+    def knows(self, rows: int) -> bool:
+        """Whether so many rows were measured often enough to tell by them how fast things are."""
+        return len(self._seen.get(rows, ())) >= WELL_KNOWN
 
     def at(self, rows: int) -> float | None:
         """Seconds of a forward of `rows` rows; None if there was none yet of any."""
@@ -76,7 +83,7 @@ class Curve:
         if not known:
             return None
         # No more than what more rows are well known to take.
-        well_known = (s for n, s in known if n > rows and len(self._seen[n]) >= WELL_KNOWN)
+        well_known = (s for n, s in known if n > rows and self.knows(n))
         answers[rows] = min(self._read(rows, known), *well_known, math.inf)
         return answers[rows]
 
@@ -123,19 +130,25 @@ class Pace:
         self._tokens = self._seconds = 0.0
         self.plain_rounds = int(1 in prior.verify)  # measured so far
         self.since_plain = 0  # rounds since the last one, that were counted
-        self.is_behind_draft = False  # the next round, of whichever response
+        self.since_draft = math.inf  # rounds since the last one with a draft, of any response
 
-    def saw_round(self, step: Step) -> None:
-        """Count a round with its verification and the tokens that came of it."""
-        rows = 1 + step.verified
-        expected = self._verify.at(rows)
-        if expected:
-            self._drift.append(step.verify / expected)
-            self._slowness = median(self._drift) or 1.0
-        self._verify.saw(rows, step.verify / self._slowness)
+    def saw_round(self, step: Step, *, is_usual: bool = True) -> None:
+        """Count a round with its verification and the tokens that came of it.
+
+        Args:
+            is_usual: whether the verification took what those of as many rows take.
+        """
+        if is_usual:
+            self._saw_verification(1 + step.verified, step.verify)
         self._tokens = FADE * self._tokens + len(step.tokens)
         self._seconds = FADE * self._seconds + step.seconds
         self.since_plain += 1
+
+    def _saw_verification(self, rows: int, seconds: float) -> None:
+        if self._verify.knows(rows) and (expected := self._verify.at(rows)):
+            self._drift.append(seconds / expected)
+            self._slowness = median(self._drift) or 1.0
+        self._verify.saw(rows, seconds / self._slowness)
 
     def saw_plain(self, step: Step) -> None:
         """Count a round in which nothing was drafted, after `saw_round`.

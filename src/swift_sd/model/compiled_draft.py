@@ -120,7 +120,7 @@ class CompiledWeights:
         )
         config = layout.config
         attention = layout.layers[0].self_attn
-        self.rotary, self.embedding = layout.rotary, layout.embedding
+        self._rotary, self.embedding = layout.rotary, layout.embedding
         self.windows = attention_windows(model.config)
         self.depth, self.hidden = len(layout.layers), layout.hidden
         self.head_dim = attention.head_dim
@@ -139,6 +139,20 @@ class CompiledWeights:
             self._numbers(layout.norm.weight),
             self._matrix(layout.head, bits, group),
         )
+        self._tables = self._rotations(POSITIONS)
+
+    def rotations(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least so many positions, `[positions, head dimension]` each."""
+        tables = self._tables
+        if positions > len(tables[0]):
+            tables = self._tables = self._rotations(2 * positions)
+        return tables
+
+    @torch.no_grad()
+    def _rotations(self, positions: int) -> tuple[Tensor, Tensor]:
+        like = torch.empty(1, 1, dtype=torch.float32)
+        cosines, sines = self._rotary(like, torch.arange(positions).unsqueeze(0))
+        return cosines[0].contiguous(), sines[0].contiguous()
 
     @property
     def bytes(self) -> int:
@@ -176,7 +190,6 @@ class CompiledDraft:
         self, weights: CompiledWeights, layer_set: LayerSet, shortlist: Shortlist | None = None
     ) -> None:
         self._weights, self._shortlist = weights, shortlist
-        self._tables(POSITIONS)
         self.use(layer_set)
 
     def use(self, layer_set: LayerSet) -> None:
@@ -202,8 +215,7 @@ class CompiledDraft:
         weights, count = self._weights, tokens.shape[1]
         begin, end = cache.cursor, cache.cursor + count
         kept = keep or count
-        if end > len(self._cosines):
-            self._tables(2 * end)
+        cosines, sines = weights.rotations(end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
         listed = self._shortlist.tokens if self._shortlist is not None else None
         logits = torch.full((1, kept, weights.vocabulary), -torch.inf)
@@ -213,8 +225,8 @@ class CompiledDraft:
             self._skips,
             Pointer(hidden.data_ptr()),
             Whole(count),
-            Pointer(self._cosines[begin:].data_ptr()),
-            Pointer(self._sines[begin:].data_ptr()),
+            Pointer(cosines[begin:].data_ptr()),
+            Pointer(sines[begin:].data_ptr()),
             Pointer(logits.data_ptr()),
             Whole(kept),
             None if listed is None else Pointer(listed.data_ptr()),
@@ -224,13 +236,6 @@ class CompiledDraft:
             raise MemoryError("no memory for a draft step")
         cache.advance(count)
         return logits
-
-    @torch.no_grad()
-    def _tables(self, positions: int) -> None:
-        like = torch.empty(1, 1, dtype=torch.float32)
-        places = torch.arange(positions).unsqueeze(0)
-        cosines, sines = self._weights.rotary(like, places)
-        self._cosines, self._sines = cosines[0].contiguous(), sines[0].contiguous()
 
 
 def _group(columns: int, wanted: int) -> int:

@@ -37,6 +37,7 @@ class DraftWeights:
         sublayers: what `find_sublayers(model)` found.
         bits: 4, 8, or 16 for the model's own weights.
         group: rounded weights that share a scale; fewer where that does not divide a row.
+        compiled: whether code may be compiled for it.
         has_short_head: whether compiled drafts compute the logits of a `Shortlist` only.
         tokenizer: tells it which tokens are frequent, if there is one.
 
@@ -54,6 +55,7 @@ class DraftWeights:
         bits: int,
         *,
         group: int = 128,
+        compiled: bool = True,
         has_short_head: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
@@ -66,10 +68,9 @@ class DraftWeights:
         self.shortlist: Shortlist | None = None
         begin = perf_counter()
         if bits < 16:
-            self._round(bits)
-        if has_short_head and self._compiled is not None:
-            size = self._compiled.vocabulary
-            self.shortlist = Shortlist(size, ranked_tokens(tokenizer) if size > LEAST else None)
+            self._round(bits, compiled)
+        if has_short_head and self._compiled is not None and self._compiled.vocabulary > LEAST:
+            self.shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
         self._seconds = perf_counter() - begin
 
     @property
@@ -103,8 +104,10 @@ class DraftWeights:
         model: Any = self._copy if self._copy is not None else self._model
         return DraftView(model, self._sublayers, layer_set)
 
-    def _round(self, bits: int) -> None:
+    def _round(self, bits: int, compiled: bool) -> None:
         try:
+            if not compiled:
+                raise NoKernelsError("nothing is to be compiled")
             self._compiled = CompiledWeights(self._model, self._sublayers, bits, self._group)
             self._accept(bits)
         except NoKernelsError as reason:

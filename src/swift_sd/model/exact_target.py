@@ -31,16 +31,23 @@ class ExactTarget:
         sublayers: what `find_sublayers(model)` found.
         exact: "auto", "strict" or "off"; see `SwiftConfig`.
         several_rows: whether more than one row is ever verified.
+        compiled: whether code may be compiled for it.
 
     Attributes:
         is_compiled: whether it does so in compiled code.
     """
 
     def __init__(
-        self, model: PreTrainedModel, sublayers: Sublayers, exact: str, *, several_rows: bool
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        exact: str,
+        *,
+        several_rows: bool,
+        compiled: bool = True,
     ) -> None:
         self._model, self._sublayers, self._several_rows = model, sublayers, several_rows
-        self._kernels = AttentionKernels(find_kernels())
+        self._kernels = AttentionKernels(find_kernels() if compiled else None)
         self._forms: Forms | None = None
         self.is_compiled = self._reads_exactly = False
         # A single row is exact as it is: there is only speed to be gained, by compiled code.

@@ -40,7 +40,8 @@ class Shortlist:
     def add(self, tokens: Sequence[int]) -> None:
         """List these too."""
         tokens = [token for token in set(tokens) if 0 <= token < len(self._is_listed)]
-        new = [token for token in tokens if not self._is_listed[token]]
+        listed = self._is_listed[tokens].tolist()
+        new = [token for token, known in zip(tokens, listed, strict=True) if not known]
         if not new:
             return
         if self._is_listed.sum() + len(new) > self._most:
@@ -51,14 +52,14 @@ class Shortlist:
 
     def judge(self, tokens: Sequence[int]) -> None:
         """The target said these: would a draft have known them?"""
-        for token in tokens:
-            self._coverage = FADE * self._coverage + (1 - FADE) * float(self._is_listed[token])
+        for known in self._is_listed[list(tokens)].tolist():
+            self._coverage = FADE * self._coverage + (1 - FADE) * known
         self.add(tokens)
 
     @property
     def tokens(self) -> Tensor | None:
         """The listed ones, ascending, int32; None where the whole head is better."""
-        if self._coverage < ENOUGH or len(self._is_listed) <= LEAST:
+        if self._coverage < ENOUGH:
             return None
         if self._tokens is None:
             self._tokens = self._is_listed.nonzero()[:, 0].int()
