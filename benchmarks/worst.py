@@ -62,11 +62,14 @@ def cases(model: Any, tokenizer: Any, count: int, new: int) -> Iterator[tuple[st
     yield "prompts of random tokens", model, random_prompts(size, count, model.device), greedy
     yield "answers of one token", model, texts, {**GREEDY, "max_new_tokens": 1}
     # Of random weights every sublayer matters, and no text is likelier than another.
+    sampled = {**SAMPLED, "max_new_tokens": new, "eos_token_id": None}
+    torch.manual_seed(0)
+    random: Any = type(model)(model.config).to(model.device, model.dtype).eval()
+    yield "random weights, as many", random, random_prompts(size, count, model.device), sampled
     alone: Any = tiny_model(
         "llama", layers=12, vocab_size=4096, hidden_size=256, head_dim=32, intermediate_size=768
     ).to(model.device, torch.bfloat16)
-    sampled = {**SAMPLED, "max_new_tokens": new, "eos_token_id": None}
-    yield "a model of random weights", alone, random_prompts(4096, count, model.device), sampled
+    yield "random weights, 1 ms a step", alone, random_prompts(4096, count, model.device), sampled
 
 
 def measured(
@@ -97,6 +100,7 @@ def measured(
 
 def main(
     model: Annotated[str, typer.Option(help="As for swift-sd.")] = DEFAULT_MODEL,
+    only: Annotated[str, typer.Option(help="Only cases with this in their name.")] = "",
     count: Annotated[int, typer.Option(min=1, max=24, help="Prompts of each case.")] = 24,
     new: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
@@ -106,6 +110,8 @@ def main(
     table = Table("case", "plain ÷ ours", "median", "min", "max", "identical")
     figures = {}
     for name, one, prompts, arguments in cases(target, tokenizer, count, new):
+        if only not in name:
+            continue
         own = tokenizer if one is target else None
         found = measured(one, own, prompts, arguments, lambda each, name=name: track(each, name))
         facts = {"parameters": one.num_parameters(), "dtype": str(one.dtype), **arguments}
