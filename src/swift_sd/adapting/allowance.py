@@ -12,7 +12,8 @@ SHARE = 0.005  # of all time, what the search may take,
 # and beyond that as large a share as the gain in sight, at most this one, of the time that plain
 # decoding would have taken: it pays where a stream goes on for as long as it has.
 MOST = 0.06
-STAKE = 0.12  # of the time that drafts have won, what the very first look may take
+# What the first look may take: of all time, and of the time that drafts have won.
+START, STAKE = 0.02, 0.12
 DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
 # Of late, what scores may take at most: what was saved up long ago is not spent on one answer.
 LATELY, FADE = 0.15, 0.98  # the weight of rounds before
@@ -61,7 +62,8 @@ class Allowance:
     def affords_start(self, promise: float) -> bool:
         """Whether a search may begin that promises this multiple of plain decoding's speed."""
         self._value()
-        return self._affords(FIRST * (self._pace.step or 0.0), promise - 1, STAKE * self._won)
+        more = max((START - SHARE) * self._elapsed, STAKE * self._won)
+        return self._affords(FIRST * (self._pace.step or 0.0), promise - 1, more)
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
