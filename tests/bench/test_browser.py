@@ -37,6 +37,8 @@ onload = () => {{
     }};
   }});
   const table = page.querySelector(".scroll").getBoundingClientRect();
+  const right = e => e.getBoundingClientRect().right;
+  seen.widest = Math.max(...[...page.querySelectorAll("table")].map(right));
   seen.table = [table.left, table.right];
   const out = document.createElement("pre");
   out.id = "seen";
@@ -113,3 +115,27 @@ def _reads_well(chromium, page, width, folder):
         assert plot["texts"] > 5
     assert seen["table"][0] >= 0
     assert seen["table"][1] <= width
+
+
+@pytest.mark.parametrize("name", ["bench-qwen2.5-coder-0.5b-all", "bench-smollm2-135m-builtin"])
+def test_the_page_prints_whole(browser, tmp_path, name):
+    """On paper nothing can be scrolled: as printed, no table is wider than its sheet."""
+    page = next(page for page in PAGES if page.parent.name == name).read_text(encoding="utf-8")
+    # The rules for paper, on a sheet of A4 without its margins.
+    shown = page.replace("@media print", "@media all")
+    assert shown != page
+    wrapper = tmp_path / "sheet"
+    wrapper.mkdir()
+    seen, console = _seen(browser[0], shown, 718, wrapper)
+    assert console == []
+    assert seen["page"][1] <= seen["page"][0]
+    assert seen["widest"] <= seen["page"][0]
+    assert all(plot["cut"] == [] and plot["right"] <= 718 for plot in seen["plots"])
+    pdf = tmp_path / "page.pdf"
+    source = tmp_path / "page.html"
+    source.write_text(page, encoding="utf-8")
+    command = [browser[0], "--headless", "--no-sandbox", "--disable-gpu"]
+    command += [f"--user-data-dir={tmp_path / 'printing'}", f"--print-to-pdf={pdf}"]
+    subprocess.run([*command, source.as_uri()], capture_output=True, timeout=60, check=True)
+    sheets = len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf.read_bytes()))
+    assert 1 <= sheets <= 6

@@ -9,8 +9,9 @@ from swift_sd.drafting.layer_skip import LayerSkipDrafter
 
 class TestPaper:
     def test_it_switches_at_once_and_ends_by_its_rules(
-        self, planted, prompt, same_as_alone, learner
+        self, planted, prompt, monkeypatch, same_as_alone, learner
     ):
+        monkeypatch.setattr("swift_sd.adapting.paper_search.PATIENCE", 5)
         model, _ = planted
         swift = Swift(model, config=SwiftConfig.paper())
         assert swift.layer_set == LayerSet.unified(15)
@@ -24,10 +25,10 @@ class TestPaper:
         assert "paper's search" in swift.search_state
         size = 2 * 13
         assert len(search.best.attention) + len(search.best.mlp) in (int(size * 0.45), 14)
-        if search.is_finished:
-            told = search.told
-            assert same_as_alone(swift, prompt(16, 9))
-            assert search.told == told
+        assert search.is_finished
+        told = search.told
+        assert same_as_alone(swift, prompt(16, 9))
+        assert search.told == told
 
     def test_nothing_is_scored_before_there_are_enough_generated_tokens(
         self, planted, prompt, same_as_alone, learner
@@ -53,10 +54,16 @@ class TestPaper:
         assert set(targets) == {None}
 
     def test_nothing_of_ours_runs_beside_it(self, planted, learner):
-        swift = Swift(planted[0], config=SwiftConfig.paper())
+        config = SwiftConfig.paper()
+        assert (config.max_draft_tokens, config.tree) == (25, True)
+        assert (config.early_stop, config.skip_ratio) == (0.8, 0.45)
+        swift = Swift(planted[0], config=config)
         drafter, adapter = swift._experience.drafting(do_sample=False)
         assert isinstance(drafter, LayerSkipDrafter)
         assert isinstance(drafter.growth, PaperGrowth)
+        assert [drafter.growth.width(chance) for chance in (0.96, 0.9, 0.6, 0.4)] == [3, 5, 8, 10]
+        goes_on = [drafter.growth.goes_on([chance], ["layer_skip"]) for chance in (0.8, 0.79)]
+        assert goes_on == [True, False]
         assert (drafter._recall, drafter._shortlist) == (None, None)
         assert swift._experience.draft_weights.bits == 16
         assert adapter.reader(swift.model) is None
