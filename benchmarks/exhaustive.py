@@ -8,7 +8,7 @@ each of all sets once; so does chance, without an end, sets of any size.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -63,15 +63,14 @@ def any_set(size: int, seed: int) -> Iterator[Any]:
         yield random.permutation(size) < random.integers(size + 1)
 
 
-def ways(planted: Planted, seed: int) -> dict[str, Iterator[LayerSet]]:
-    """Each search by its name."""
-    depth, size = planted.depth, len(planted.harm)
-    return {
-        "ours": by_search(planted, RateSearch(planted.costs, verify, seed, MAX_DRAFT)),
-        "paper": by_search(planted, PaperSearch(depth, RATIO, seed)),
-        "random": by_rate(planted, any_set(size, seed)),
-        "exhaustive": by_rate(planted, every_set(size, seed)),
-    }
+WAYS: dict[str, Callable[[Planted, int], Iterator[LayerSet]]] = {
+    "ours": lambda planted, seed: by_search(
+        planted, RateSearch(planted.costs, verify, seed, MAX_DRAFT)
+    ),
+    "paper": lambda planted, seed: by_search(planted, PaperSearch(planted.depth, RATIO, seed)),
+    "random": lambda planted, seed: by_rate(planted, any_set(len(planted.harm), seed)),
+    "exhaustive": lambda planted, seed: by_rate(planted, every_set(len(planted.harm), seed)),
+}
 
 
 def main(
@@ -86,9 +85,9 @@ def main(
     found: dict[tuple[str, str], list[list[float]]] = {}
     for kind in ("layers", "sublayers", "graded"):
         for seed in track(range(first_seed, first_seed + seeds), kind, transient=True):
-            for name in ways(Planted(kind, depth, seed), seed):
+            for name, way in WAYS.items():
                 planted = Planted(kind, depth, seed)  # its own scores for each search
-                bests = list(islice(ways(planted, seed)[name], sets))
+                bests = list(islice(way(planted, seed), sets))
                 shares = [round(planted.share(bests[count - 1]), 3) for count in checked]
                 found.setdefault((kind, name), []).append(shares)
     table = Table("objective", "search", *(f"of {count}" for count in checked))

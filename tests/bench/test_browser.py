@@ -130,6 +130,7 @@ def test_the_page_prints_whole(browser, tmp_path, name):
     assert console == []
     assert seen["page"][1] <= seen["page"][0]
     assert seen["widest"] <= seen["page"][0]
+    assert len(seen["plots"]) == 5
     assert all(plot["cut"] == [] and plot["right"] <= 718 for plot in seen["plots"])
     pdf = tmp_path / "page.pdf"
     source = tmp_path / "page.html"

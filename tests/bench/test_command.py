@@ -112,6 +112,7 @@ def test_ctrl_c_in_a_terminal_keeps_what_there_is(model_folder, questions_file, 
     folder = tmp_path / "out"
     command = [sys.executable, "-m", "swift_sd", "bench", "--model", model_folder]
     command += ["--questions", questions_file, "--out", folder, "--methods", "plain"]
+    command += ["--repeats", 8]  # so that the second record is far away when the first is made
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
         [*map(str, command), "--max-new-tokens", "100"], stderr=subprocess.PIPE, env=environment

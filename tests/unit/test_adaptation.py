@@ -94,14 +94,18 @@ def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, plant
     assert now[0] == spent
 
 
-@pytest.mark.parametrize(("tokens", "begins"), [(1, False), (3, True)])
-def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(tokens, begins, planted):
+@pytest.mark.parametrize(
+    ("tokens", "rounds", "begins"), [(1, 40, False), (3, 40, True), (1, 240, False), (1, 300, True)]
+)
+def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(
+    tokens, rounds, begins, planted
+):
     sublayers = find_sublayers(planted[0])
     pace = Pace(torch.device("cpu"), Prior(verify={1: 1.0}))
     learned = Adaptation(sublayers, pace, 8, lambda: None, lambda: planted[0])
     kind = Kind(np.zeros(1))
     learned.has_changed(kind, Step(tokens=(1,), prefill=30.0))  # would be read in any case
-    for _ in range(40):  # seconds, of rounds with one token or three
+    for _ in range(rounds):  # seconds, of rounds with one token or three
         learned.has_changed(kind, Step(tokens=(1,) * tokens, verify=1.0))
     assert learned._may_search(kind) == begins
 

@@ -287,7 +287,7 @@ def test_the_time_of_short_answers_counts_too():
     answers = 0
     while not purse.may_ask:  # of three rounds each, in which nobody may be asked
         one = Governor([], pace, purse)
-        for _ in range(0 if purse.may_ask else 3):
+        for _ in range(3):
             one.learn(DraftTree(), [0], Step((7,), verify=1.0), None)
         answers += 1
     assert 3 * answers == pytest.approx(2 * CREDIT / ASKING, abs=AT_ONCE + 3)

@@ -98,3 +98,12 @@ def test_logits_and_scores_are_recorded_where_asked_for_and_logits_are_copied():
     nothing = state_of([5])
     nothing.choose(logits, scores)
     assert (nothing.logits, nothing.scores) == (None, None)
+
+
+def test_what_only_the_prompt_has_is_never_drawn():
+    """A model's embedding may be larger than its head."""
+    state = state_of([5, 60], do_sample=True)
+    state.choose(torch.zeros(1, 11))
+    known, beyond, other = state.numbers(0, [3, 60, 4])
+    assert (known, other) == tuple(state.noise.ahead(0, torch.zeros(1, 11))[0, [3, 4]].tolist())
+    assert beyond == float("inf")

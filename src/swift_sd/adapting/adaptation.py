@@ -43,9 +43,9 @@ class Adaptation:
     """Searches for the sublayers to skip, over all responses of a `Swift` object.
 
     One forward over the latest text measures how much each sublayer adds to the residual stream,
-    one step what each costs. Where that promises a gain, candidates are scored. Kinds of
-    input have searches of their own: see `Kinds`. On a prompt unlike those before, the set in use
-    is scored as soon as time allows; where it is of no use, another kind is founded at once.
+    one step what each costs. Where that promises a gain, candidates are scored. Kinds of input have
+    searches of their own: see `Kinds`. On a prompt unlike those before, the set in use is scored as
+    soon as time allows; where it is of no use, another kind is founded at once.
 
     Of several responses at once, one looks for better sets at a time, and all use what it finds.
 

@@ -78,13 +78,16 @@ class Verification:
         if self._tolerance:
             warping = state.warping
             guessed = warping.guess(state.tokens, logits)
-            # Others than pure processors may be asked once only.
+            # Others than pure processors may be asked once only. What they add or forbid then
+            # stands for the row alone as well.
             scores = guessed if warping.is_pure else warping.scores(state.tokens, logits)
             if self._is_close(logits, scores):
                 logits = self._alone()
                 again = warping.guess(state.tokens, logits)
-                moved = (again - guessed).nan_to_num(0.0, 0.0, 0.0)
-                scores = again if warping.is_pure else scores + moved
+                if warping.is_pure:
+                    scores = again
+                else:
+                    scores = scores + (again - guessed).nan_to_num(0.0, 0.0, 0.0)
         return state.choose(logits, scores)
 
     def _argmax(self, row: int) -> tuple[int, bool]:

@@ -123,15 +123,15 @@ class CostGrowth:
 
     def pruned(self, tree: DraftTree) -> DraftTree:
         """See `Growth`. The likeliest nodes, which a parent always precedes."""
-        alone, rate = self._pace.verify(1), self._rate
-        if alone is None:
+        rate = self._rate
+        if self._pace.verify(1) is None:
             return tree.kept([row - 1 for row in tree.main_chain])
         reaches = self.reaches(tree)
         order = sorted(range(len(tree)), key=lambda node: -reaches[node])[:MAX_NODES]
         best, gain, count = 0.0, 0.0, 0
         for nodes, node in enumerate(order, 1):
             gain += reaches[node]
-            value = gain - rate * ((self._pace.verify(1 + nodes) or alone) - alone)
+            value = gain - rate * self._extra(nodes)
             if value > best:
                 best, count = value, nodes
         return tree.kept(sorted(order[:count]))
