@@ -35,10 +35,12 @@ class SwiftConfig:
         draft_bits: 4 or 8 let the draft read copies of the weights, rounded to so many bits and
             made when the object is (0.2 to 0.3 and 0.4 to 0.55 times a model's memory in 16 bits);
             where there is no kernel for it, and with 16, it reads the model's own. "auto" takes
-            what `swift-sd search` has found, if the profile says; else 4 bits, or 8 for
+            what `swift-sd search` has found, if the profile says; else 4 bits, or on a CPU 8 for
             a model of less than 300 million parameters, which suffers more from rounding.
         draft_group: weights in a row that share a scale there: fewer err less and take more memory.
             torch's packed kernels for 8 bits, where nothing is compiled, have one scale for a row.
+        keep_copies: whether what compiled code reads of these is kept in the user's cache directory
+            (or `$SWIFT_SD_CACHE`), so that it need not be made again, and processes share it.
         drafters: who may propose: "copying" continues what the text repeats, "recycling" takes what
             the target nearly said before, "model" drafts with the model itself. Without "model"
             nothing is copied, rounded or searched for.
@@ -67,6 +69,7 @@ class SwiftConfig:
     eager_search: bool = False
     draft_bits: Literal["auto", 4, 8, 16] = "auto"
     draft_group: Literal[64, 128, 256] = 128
+    keep_copies: bool = False
     drafters: tuple[Literal["copying", "recycling", "model"], ...] = (
         "copying",
         "recycling",
@@ -94,7 +97,7 @@ class SwiftConfig:
             raise ConfigError(
                 f"skip_ratio is {ratio!r}; give a share above 0 and at most 1, or None"
             )
-        for name in ("tree", "eager_search", "cascade", "short_head", "compiled"):
+        for name in ("tree", "eager_search", "keep_copies", "cascade", "short_head", "compiled"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give True or False")
         if self.draft_bits not in DRAFT_BITS:

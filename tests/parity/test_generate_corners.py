@@ -120,3 +120,15 @@ def test_layer_sets_of_the_wrong_type(make):
 def test_layers_may_be_numpy_integers():
     numpy = pytest.importorskip("numpy")
     assert LayerSet(5, list(numpy.arange(1, 3))) == LayerSet(5, [1, 2])
+
+
+def test_responses_of_similar_lengths_have_caches_of_the_same_form(model_of, swift_of, prompt):
+    """Kernels on a GPU are chosen, and planned, by the strides of what they read."""
+    model = model_of()
+    swift, reserves = swift_of(model), []
+    for length in (2, 9, 40):
+        ids = prompt(length)
+        given = {"attention_mask": torch.ones_like(ids), "custom_generate": swift._prepare}
+        request = model.generate(ids, **given, **GREEDY)
+        reserves.append(request.start().cache.reserve)
+    assert reserves == [256, 256, 256]

@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from swift_sd import Swift
 from swift_sd.decoding.trace import Step
@@ -132,6 +133,28 @@ def test_processes_that_cannot_be_told_end_the_engine(served, told, monkeypatch)
     first, *others = part(served)
     assert "connection closed" in str(first)
     assert all(isinstance(error, Refused) for error in others)
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="torch has no name for it")
+def test_a_gpu_that_computes_nothing_any_more_ends_the_engine(served, monkeypatch):
+    """So that its health is bad, and another process takes over."""
+
+    def broken(decoding):
+        raise torch.AcceleratorError("device-side assert triggered")
+
+    monkeypatch.setattr(Decoding, "next", broken)
+    engine = Engine([served], 2)
+    jobs = [asked(served, 8) for _ in range(3)]
+    for job, _ in jobs:
+        engine._waiting.put(job)
+    engine.start()
+    first, *others = [last(events).error for _, events in jobs]
+    engine.close(60)
+    assert "device-side assert" in str(first)
+    assert as_api_error(first).status == 500
+    assert all(isinstance(error, Refused) for error in others)
+    assert isinstance(engine.failure, torch.AcceleratorError)
+    assert not engine.is_alive
 
 
 def test_a_request_that_is_refused_parts_nobody(served, told):

@@ -60,7 +60,7 @@ def test_at_its_usual_pace_it_spends_a_small_share_of_the_time(
     assert learned.told == 0
 
 
-@pytest.mark.parametrize(("hope", "share"), [(1.002, 0.005), (1.04, 0.04), (1.5, 0.06)])
+@pytest.mark.parametrize(("hope", "share"), [(1.002, 0.004), (1.04, 0.04), (1.5, 0.06)])
 def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, planted, monkeypatch):
     """On a simulated clock: a round takes a second, scoring a candidate three."""
     now = [0.0]

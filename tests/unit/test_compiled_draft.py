@@ -6,10 +6,11 @@ from torch import nn
 
 from swift_sd import LayerSet
 from swift_sd.model import compiled_draft
-from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights, Quantised
+from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.rounded_weights import Rounded
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError, load_kernels
@@ -33,14 +34,14 @@ def wide_model(family, dtype=torch.float32):
 
 def rounded(weight, bits):
     """What the codes of a matrix stand for."""
-    made = Quantised(load_kernels(), weight, bits, 128)
+    made = Rounded.of(load_kernels(), weight, bits, 128)
     groups = made.scales.view(torch.bfloat16).double()
     if bits == 8:
         codes = made.codes.view(torch.int8)
     else:  # of each 64 the first half lies in the low four bits
         chunks = made.codes.view(len(weight), -1, 32)
         codes = torch.cat([chunks & 15, chunks >> 4], dim=2)
-    codes = codes.reshape(len(weight), -1, made.group).double()
+    codes = codes.reshape(len(weight), -1, made.sizes[2]).double()
     return (codes * groups[..., :1] + groups[..., 1:]).flatten(1).to(weight.dtype)
 
 

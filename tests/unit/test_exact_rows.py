@@ -7,7 +7,8 @@ from torch import nn
 from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
-from swift_sd.model.exact_linear import ColumnMajor, RowByRow, as_it_is, exact_forms
+from swift_sd.drafting.growth import MAX_NODES
+from swift_sd.model.exact_linear import EVERY, ColumnMajor, RowByRow, as_it_is, exact_forms
 from swift_sd.model.exact_rows import ExactRows, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import find_sublayers
@@ -50,6 +51,24 @@ def test_each_row_is_what_it_is_alone(model, tree, length):
         for keys, buffer, its in zip(written, cache.buffers, alone.buffers, strict=True):
             newest = its.tail(alone.cursor)[0][:, :, -1]
             assert torch.equal(keys[:, :, length + row - buffer.origin], newest)
+
+
+def test_linear_layers_of_an_unknown_kind_go_row_by_row():
+    """Their weights may be packed, and then have another shape than the layer."""
+
+    class Packed(nn.Linear):
+        pass
+
+    model = tiny_model("llama").to(torch.bfloat16)
+    plain = model.lm_head
+    packed = Packed(plain.in_features, plain.out_features, bias=False, dtype=torch.bfloat16)
+    packed.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
+    model.lm_head = packed
+    assert exact_forms(model, 1.0)["lm_head"] is RowByRow
+
+
+def test_on_a_gpu_every_number_of_rows_that_a_tree_may_have_is_tried():
+    assert set(EVERY) == set(range(2, MAX_NODES + 2))
 
 
 def test_the_check_sees_what_is_not_exact(model):

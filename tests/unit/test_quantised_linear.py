@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from swift_sd import LayerSet, Swift, SwiftConfig
-from swift_sd.model import draft_weights
+from swift_sd.model import draft_weights, quantised_linear
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.quantised_linear import EightBits, FourBits, quantised_copy
 from swift_sd.model.sublayers import find_sublayers
@@ -112,6 +112,28 @@ def test_what_cuda_is_given_stands_for_the_weights(monkeypatch):
     restored = codes.view(64, 2, 128) * scales[..., None] + middles[..., None]
     error = (restored.flatten(1) - linear.weight.float()).abs().max()
     assert error <= scales.max()
+
+
+@pytest.mark.parametrize(("width", "tiles"), [(256, 8), (576, 4), (96, 2)])
+def test_on_cuda_tiles_are_as_large_as_the_width_allows(monkeypatch, width, tiles):
+    given = []
+    monkeypatch.setattr(
+        torch.ops.aten,
+        "_convert_weight_to_int4pack",
+        lambda pairs, tiles: given.append(tiles) or pairs,
+        raising=False,
+    )
+    FourBits(linear(width, 64), 128, kind="cuda")
+    assert given == [tiles]
+
+
+@pytest.mark.parametrize("form", [FourBits, EightBits])
+@torch.no_grad()
+def test_matrices_are_rounded_alike_in_parts(monkeypatch, form):
+    layer, rows = linear(128, 192), torch.randn(1, 3, 128).to(torch.bfloat16)
+    whole = form(layer, 128)(rows)
+    monkeypatch.setattr(quantised_linear, "AT_ONCE", 50 * 128)
+    assert torch.equal(form(layer, 128)(rows), whole)
 
 
 def test_a_model_without_such_layers_is_left_alone():

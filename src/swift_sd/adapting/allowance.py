@@ -8,13 +8,13 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
-SHARE = 0.005  # of all time, what the search may take,
+SHARE = 0.004  # of all time, what the search may take,
 # and beyond that as large a share as the gain in sight, at most this one, of the time that plain
 # decoding would have taken: it pays where a stream goes on for as long as it has.
 MOST = 0.06
 # What the first look may take: of all time, and of the time that drafts have won.
 START, STAKE = 0.02, 0.12
-DOUBT = 0.01  # of all time, for looking whether a set is of use for an unusual prompt
+DOUBT = 0.01  # of all time, for looking whether a set that wins is of use for an unusual prompt
 # Of late, what scores may take at most: what was saved up long ago is not spent on one answer.
 LATELY, FADE = 0.15, 0.98  # the weight of rounds before
 
@@ -76,7 +76,9 @@ class Allowance:
         """Whether a set may be scored only to see whether it is of use for a prompt."""
         if self._eager or not self._pace.step:
             return self._eager
-        return self._doubted + self._score <= DOUBT * self._elapsed
+        self._value()
+        most = min(DOUBT * self._elapsed, STAKE * self._won)
+        return self._doubted + self._score <= most
 
     def _affords(self, needed: float, sight: float, more: float) -> bool:
         if self._eager or not self._pace.step:

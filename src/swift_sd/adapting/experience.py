@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.adaptation import Adaptation
+from swift_sd.adapting.fingerprint import model_fingerprint
 from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
 from swift_sd.adapting.keeper import AUTO, Keeper
 from swift_sd.adapting.paper_adaptation import PaperAdaptation
@@ -16,6 +17,7 @@ from swift_sd.adapting.paper_search import PaperSearch
 from swift_sd.adapting.prior import measured_prior
 from swift_sd.adapting.profile import Profile
 from swift_sd.adapting.words import described
+from swift_sd.cache_folder import cache_root
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.decoding.trace import Trace
@@ -30,6 +32,7 @@ from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.exact_target import ExactTarget
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
@@ -77,14 +80,16 @@ class Experience:
         self._exact = ExactTarget(
             model, sublayers, config.exact, several_rows=drafts, compiled=config.compiled
         )
+        bits = self._draft_bits()
         self.draft_weights = DraftWeights(
             model,
             sublayers,
-            self._draft_bits(),
+            bits,
             group=config.draft_group,
             compiled=config.compiled,
             has_short_head=config.short_head,
             tokenizer=tokenizer,
+            kept=self._kept_copies(bits),
         )
         is_paper = config.early_stop is not None
         start = LayerSet.unified if is_paper else LayerSet.none
@@ -197,7 +202,16 @@ class Experience:
         if self._keeper is not None and self._keeper.bits is not None:
             return self._keeper.bits
         # A small model suffers more from rounding, and saves less: its drafts are not all reading.
-        return 8 if self._model.num_parameters() < SMALL else 4
+        # On a GPU torch's kernel for 8 bits is slower than the model's own products in 16.
+        is_small = self._model.num_parameters() < SMALL
+        return 8 if is_small and self._model.device.type == "cpu" else 4
+
+    def _kept_copies(self, bits: int) -> KeptCopies | None:
+        if not self._config.keep_copies:
+            return None
+        identity, group = model_fingerprint(self._model), self._config.draft_group
+        name = f"{identity['family']}-{identity['digest']}-{bits}-bits-by-{group}.pt"
+        return KeptCopies(cache_root() / "copies" / name, bits, group)
 
     def _measured_prior(self) -> Prior:
         if not self._config.max_draft_tokens or self._config.early_stop is not None:

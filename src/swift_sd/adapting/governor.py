@@ -16,7 +16,7 @@ from swift_sd.drafting.pace import Pace
 
 CREDIT = 2.0  # plain steps that finding out may cost at first
 SHARE = 0.004  # of all time, what it may cost in the long run
-ASKING = 0.003  # of all time, what asking drafters may cost beyond what it wins
+ASKING = 0.002  # of all time, what asking drafters may cost beyond what it wins
 PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen

@@ -57,6 +57,7 @@ def chat(
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    keep_copies: options.KeepCopies = False,
     profile: options.Profile = "auto",
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = None,
@@ -64,7 +65,7 @@ def chat(
     seed: options.Seed = None,
 ) -> None:
     """Talk with a model. Answers go to stdout, figures to stderr."""
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact)
+    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact, keep_copies)
     arguments = sampling_arguments(temperature, top_p, top_k)
     checked_text("--system", system)
     with opened(

@@ -16,6 +16,7 @@ def draft_config(
     max_draft_tokens: int | None,
     early_stop: float | None,
     exact: str | None,
+    keep_copies: bool,
 ) -> SwiftConfig:
     """How to draft.
 
@@ -28,6 +29,7 @@ def draft_config(
         "max_draft_tokens": max_draft_tokens,
         "early_stop": early_stop,
         "exact": exact,
+        "keep_copies": keep_copies or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if not plain:

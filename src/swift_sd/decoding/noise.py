@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
 
 import torch
@@ -31,6 +33,11 @@ class _Draw:
     numbers: Tensor
     after: Tensor
 
+    @cached_property
+    def on_host(self) -> Tensor:
+        """The numbers where they can be looked at one by one, `[vocabulary]`."""
+        return self.numbers[0].cpu()
+
 
 class Noise:
     """Exponential numbers for each coming token, in order.
@@ -45,9 +52,20 @@ class Noise:
     def ahead(self, places: int, like: Tensor) -> Tensor:
         """The numbers of the token `places` behind the next one; shape and device of `like`."""
         with _USING:
-            return self._ahead(places, like)
+            return self._ahead(places, like).numbers
 
-    def _ahead(self, places: int, like: Tensor) -> Tensor:
+    def some(self, places: int, tokens: Sequence[int], like: Tensor) -> list[float]:
+        """Of those numbers the ones of `tokens`; those that the vocabulary lacks are never drawn.
+
+        From a device they come once for each place, whatever is asked of it later.
+        """
+        with _USING:
+            numbers = self._ahead(places, like).on_host
+        known = [token for token in tokens if token < len(numbers)]
+        found = dict(zip(known, numbers[known].tolist(), strict=True))
+        return [found.get(token, math.inf) for token in tokens]
+
+    def _ahead(self, places: int, like: Tensor) -> _Draw:
         now = get_state(like.device)
         if self._draws and not torch.equal(self._draws[0].before, now):
             self._draws.clear()  # somebody else has used the generator since
@@ -57,14 +75,15 @@ class Noise:
             numbers = torch.empty_like(like).exponential_(1)
             self._draws.append(_Draw(before, numbers, get_state(like.device)))
             set_state(now, like.device)
-        return self._draws[places].numbers
+        return self._draws[places]
 
     def take(self, like: Tensor) -> Tensor:
         """The numbers of the next token, which are used up now."""
         with _USING:
-            numbers = self._ahead(0, like)
-            set_state(self._draws.popleft().after, like.device)
-        return numbers
+            draw = self._ahead(0, like)
+            set_state(draw.after, like.device)
+            self._draws.popleft()
+        return draw.numbers
 
 
 def wins(chance: float, number: float) -> float:

@@ -24,6 +24,7 @@ from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, generate_cache_name, r
 from swift_sd.model.rope import context_length, trained_length
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
+STEP = 256  # to which the number of positions is rounded up
 HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES, "use_cache", "logits_to_keep"}
 
 
@@ -99,7 +100,8 @@ class Request:
         length = held + self.unread.shape[1]
         stopping = Stopping(self.criteria)
         room = min(stopping.room(self.tokens.shape[1]), RESERVE)
-        cache = KVCache(windows, reserve=length + int(room))
+        # In steps, so that responses have tensors of the same form: kernels may be chosen by it.
+        cache = KVCache(windows, reserve=-(-(length + int(room)) // STEP) * STEP)
         if held:
             read_prefix(self.past_key_values, cache)
         wants = self.options.return_dict_in_generate

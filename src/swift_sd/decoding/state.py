@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -112,11 +111,7 @@ class DecodingState:
         """When sampling the noise of these tokens, `place` behind the next one; see `wins`."""
         assert self.noise is not None
         assert self._like is not None
-        numbers = self.noise.ahead(place, self._like)[0]
-        # What the prompt has and the head has not is never drawn.
-        known = [token for token in tokens if token < len(numbers)]
-        found = dict(zip(known, numbers[known].tolist(), strict=True))
-        return [found.get(token, math.inf) for token in tokens]
+        return self.noise.some(place, tokens, self._like)
 
     def tokens_with(self, drafted: Sequence[int]) -> Tensor:
         """All tokens so far and then `drafted`, `[1, length + drafted]`, until the next call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swift_sd.model.common_layout import (
-    CHUNK,
     MATRICES,
     NORMS,
     SIZES,
@@ -21,11 +21,11 @@ from swift_sd.model.common_layout import (
 )
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.rounded_weights import KeptCopies, Rounded
 from swift_sd.model.shortlist import Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import load_kernels
 
-QUANTISED_AT_ONCE = 1 << 24  # weights
 POSITIONS = 1024  # of the rotary tables, to begin with
 
 Pointer = ctypes.c_void_p
@@ -57,66 +57,38 @@ class _Draft(ctypes.Structure):
     )
 
 
-class Quantised:
-    """Weights `[rows, columns]` in `bits` bits, by groups along the rows.
-
-    4 bits: code · scale + offset; 8 bits: code · scale. Scales are bfloat16.
-    """
-
-    def __init__(self, library: Any, weight: Tensor, bits: int, group: int) -> None:
-        rows, columns = weight.shape
-        self.bits, self.group, self.shape = bits, _group(columns, group), (rows, columns)
-        self.codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
-        self.scales = torch.empty(rows, columns // self.group, 2, dtype=torch.int16)
-        at_once = max(1, QUANTISED_AT_ONCE // columns)
-        for first in range(0, rows, at_once):
-            part = weight[first : first + at_once].detach().float().contiguous()
-            library.swift_sd_quantise(
-                Pointer(part.data_ptr()),
-                Whole(len(part)),
-                Whole(columns),
-                Whole(self.group),
-                Whole(bits),
-                Pointer(self.codes[first:].data_ptr()),
-                Pointer(self.scales[first:].data_ptr()),
-            )
-
-    def struct(self, bias: Tensor | None) -> _Matrix:
-        """For the kernels; `bias` is float32 and has to outlive it, as `self` has."""
-        where = None if bias is None else bias.data_ptr()
-        sizes = (*self.shape, self.group, self.bits)
-        return _Matrix(self.codes.data_ptr(), self.scales.data_ptr(), where, *sizes)
-
-    @property
-    def bytes(self) -> int:
-        """Memory taken."""
-        return self.codes.nbytes + self.scales.nbytes
-
-
 class CompiledWeights:
-    """Quantised copies of a model's matrices, to be shared by the drafts of all responses.
+    """Rounded copies of a model's matrices, to be shared by the drafts of all responses.
 
     Args:
         model: the target, on the CPU; it is not changed.
         sublayers: what `find_sublayers(model)` found.
         bits: 4 or 8.
         group: weights that share a scale.
+        kept: where the copies are, or are to be, kept; None to make them in any case.
 
     Raises:
         NoKernelsError: no compiler, or the model is of another layout; says what.
     """
 
     def __init__(
-        self, model: PreTrainedModel, sublayers: Sublayers, bits: int = 4, group: int = 128
+        self,
+        model: PreTrainedModel,
+        sublayers: Sublayers,
+        bits: int = 4,
+        group: int = 128,
+        kept: KeptCopies | None = None,
     ) -> None:
         layout = CommonLayout(model, sublayers)
         self.library = load_kernels()
-        self.library.swift_sd_quantise.restype = None
         self.bits = bits
         self._kept: list[Tensor] = []  # what the structures point to
-        self._quantised: list[Quantised] = []
+        linears = [linear for layer in layout.layers for linear in linears_of(layer)]
+        weights = [linear.weight for linear in (*linears, layout.head)]
+        self._copies = self._rounded(weights, group, kept)
+        copies = iter(self._copies)
         self._layers = (_Layer * len(layout.layers))(
-            *(self._layer(layer, bits, group) for layer in layout.layers)
+            *(self._layer(layer, copies) for layer in layout.layers)
         )
         config = layout.config
         attention = layout.layers[0].self_attn
@@ -137,7 +109,7 @@ class CompiledWeights:
             model.dtype == torch.float32,
             self._layers,
             self._numbers(layout.norm.weight),
-            self._matrix(layout.head, bits, group),
+            self._matrix(layout.head, next(copies)),
         )
         self._tables = self._rotations(POSITIONS)
 
@@ -157,20 +129,25 @@ class CompiledWeights:
     @property
     def bytes(self) -> int:
         """Memory taken, beyond the model's own."""
-        return sum(one.bytes for one in self._quantised)
+        return sum(one.bytes for one in self._copies)
 
-    def _layer(self, layer: Any, bits: int, group: int) -> _Layer:
+    def _rounded(self, weights: list[Tensor], group: int, kept: KeptCopies | None) -> list[Rounded]:
+        if kept is not None and (copies := kept.read(weights)) is not None:
+            return copies
+        copies = [Rounded.of(self.library, weight, self.bits, group) for weight in weights]
+        if kept is not None:
+            kept.write(weights, copies)
+        return copies
+
+    def _layer(self, layer: Any, copies: Iterator[Rounded]) -> _Layer:
         return _Layer(
             *(None if norm is None else self._numbers(norm.weight) for norm in norms_of(layer)),
-            *(self._matrix(linear, bits, group) for linear in linears_of(layer)),
+            *map(self._matrix, linears_of(layer), copies),
         )
 
-    def _matrix(self, linear: nn.Linear, bits: int, group: int) -> _Matrix:
-        self._quantised.append(Quantised(self.library, linear.weight, bits, group))
-        if linear.bias is None:
-            return self._quantised[-1].struct(None)
-        self._numbers(linear.bias)
-        return self._quantised[-1].struct(self._kept[-1])
+    def _matrix(self, linear: nn.Linear, copy: Rounded) -> _Matrix:
+        bias = None if linear.bias is None else self._numbers(linear.bias)
+        return _Matrix(copy.codes.data_ptr(), copy.scales.data_ptr(), bias, *copy.sizes)
 
     def _numbers(self, tensor: Tensor) -> int:
         self._kept.append(tensor.detach().float().contiguous().clone())
@@ -236,8 +213,3 @@ class CompiledDraft:
             raise MemoryError("no memory for a draft step")
         cache.advance(count)
         return logits
-
-
-def _group(columns: int, wanted: int) -> int:
-    """The largest group up to the wanted one that divides a row."""
-    return next(size for size in range(wanted, 0, -CHUNK) if columns % size == 0)

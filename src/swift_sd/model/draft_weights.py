@@ -14,6 +14,7 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.quantised_linear import quantised_copy
+from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.shortlist import LEAST, Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.token_ranking import ranked_tokens
@@ -40,6 +41,7 @@ class DraftWeights:
         compiled: whether code may be compiled for it.
         has_short_head: whether compiled drafts compute the logits of a `Shortlist` only.
         tokenizer: tells it which tokens are frequent, if there is one.
+        kept: where what compiled code reads is kept, if it is.
 
     Attributes:
         bits: of the weights that drafts read, in fact.
@@ -58,8 +60,9 @@ class DraftWeights:
         compiled: bool = True,
         has_short_head: bool = False,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        kept: KeptCopies | None = None,
     ) -> None:
-        self._model, self._sublayers, self._group = model, sublayers, group
+        self._model, self._sublayers, self._group, self._kept = model, sublayers, group, kept
         self._compiled: CompiledWeights | None = None
         self._copy: nn.Module | None = None
         self.bits, self.error = 16, 0.0
@@ -108,7 +111,9 @@ class DraftWeights:
         try:
             if not compiled:
                 raise NoKernelsError("nothing is to be compiled")
-            self._compiled = CompiledWeights(self._model, self._sublayers, bits, self._group)
+            self._compiled = CompiledWeights(
+                self._model, self._sublayers, bits, self._group, self._kept
+            )
             self._accept(bits)
         except NoKernelsError as reason:
             self.why_not_compiled, self._compiled = str(reason), None

@@ -21,7 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.stubs import replaced
 
-ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried
+ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU;
+# on a GPU each number may have a kernel of its own: all that a draft's tree may have.
+EVERY = tuple(range(2, 66))
 OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
 
 Form = Callable[[nn.Module], nn.Module]
@@ -115,11 +117,14 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _exact_form(linear: Any, kernels: Any) -> Form:
     """The cheapest form in which several rows come out as each alone does."""
     weight: Tensor = linear.weight
+    if type(linear) not in (nn.Linear, Conv1D):
+        return RowByRow  # whose weights may be packed: nothing is known of it
     out, width = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
+    tried = ROWS if weight.is_cpu else EVERY
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for _ in range(max(1, OUTPUTS // (out * max(ROWS)))):
-        rows = torch.randn(1, max(ROWS), width, generator=generator).to(weight)
+    for _ in range(max(1, OUTPUTS // (out * max(tried)))):
+        rows = torch.randn(1, max(tried), width, generator=generator).to(weight)
         samples.append((rows, torch.cat([linear(row) for row in _pieces(rows, 1)], dim=1)))
     possible: list[Form] = [as_it_is, ColumnMajor]
     if kernels is not None and can_be_compiled(linear):
@@ -128,7 +133,7 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
     def is_exact(form: Form) -> bool:
         module = form(linear)
         return all(
-            torch.equal(module(rows[:, :n]), alone[:, :n]) for rows, alone in samples for n in ROWS
+            torch.equal(module(rows[:, :n]), alone[:, :n]) for rows, alone in samples for n in tried
         )
 
     return next(filter(is_exact, possible), RowByRow)

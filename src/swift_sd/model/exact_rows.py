@@ -57,7 +57,7 @@ def attention_row_by_row(
     kernels: AttentionKernels = config.swift_sd_kernels
     scale = options.get("scaling") or query.shape[3] ** -0.5
     shape = (query.shape[1], key.shape[1], query.shape[3], scale)
-    if kernels.understands(shape) and fits(query, key, value):
+    if fits(query, key, value) and kernels.understands(shape):
         return compiled_attention(kernels.library, query, key, value, paths, window, scale), None
     own = [] if paths.is_chain else [part[:, :, start:].clone() for part in (key, value)]
     outputs = []

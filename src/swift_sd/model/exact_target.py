@@ -47,6 +47,7 @@ class ExactTarget:
         compiled: bool = True,
     ) -> None:
         self._model, self._sublayers, self._several_rows = model, sublayers, several_rows
+        compiled = compiled and model.device.type == "cpu"
         self._kernels = AttentionKernels(find_kernels() if compiled else None)
         self._forms: Forms | None = None
         self.is_compiled = self._reads_exactly = False

@@ -82,8 +82,10 @@ class KVCache(Cache):
         if moved:
             first = self.committed + len(positions) - len(moved)
             with torch.inference_mode():  # which the rows were written in
+                # Sent to the device once for all layers.
+                places = torch.tensor(moved, device=self.buffers[0].device)
                 for buffer in self.buffers:
-                    buffer.move(moved, first)
+                    buffer.move(places, first)
         self.commit(len(positions))
 
     def can_rewind(self, count: int) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -63,11 +61,17 @@ class LayerBuffer:
             self._make_room(self.keys, self.values, start, start + count, keep_from, reserve)
         return self.keys, self.values, start - self.origin
 
-    def move(self, positions: Sequence[int], to: int) -> None:
-        """Copy the rows at `positions` to the positions from `to` on."""
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are, once there are any."""
+        assert self.keys is not None
+        return self.keys.device
+
+    def move(self, positions: Tensor, to: int) -> None:
+        """Copy the rows at `positions`, `[n]`, int64, to the positions from `to` on."""
         assert self.keys is not None
         assert self.values is not None
-        rows = torch.tensor(positions, device=self.keys.device) - self.origin
+        rows = positions - self.origin if self.origin else positions
         for rows_of in (self.keys, self.values):
             rows_of.narrow(2, to - self.origin, len(positions)).copy_(rows_of.index_select(2, rows))
 

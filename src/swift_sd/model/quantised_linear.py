@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from swift_sd.model.stubs import replaced
 
-TILES = {"cpu": 1, "cuda": 8}  # of 16 weights that torch packs together, by device
+TILES = {"cpu": (1,), "cuda": (8, 4, 2)}  # of 16 weights that torch can pack together, by device
 DTYPES = {"cpu": (torch.bfloat16, torch.float16, torch.float32), "cuda": (torch.bfloat16,)}
 GROUPS = (256, 128, 64, 32)  # that the packed kernels know
 OUTPUTS = 64  # rows of weights that the packed kernels take at once
+AT_ONCE = 1 << 24  # weights that are rounded together: in 32 bits they take much memory
 
 
 class FourBits(nn.Module):
@@ -38,25 +39,27 @@ class FourBits(nn.Module):
             raise ValueError(f"no 4-bit kernel for {weight.dtype} on {kind}")
         sizes = (size for size in GROUPS if size <= group)
         group = next((size for size in sizes if width % size == 0), 0)
-        if not group or width % (16 * TILES[kind]) or out % OUTPUTS:
+        tiles = next((tiles for tiles in TILES[kind] if width % (16 * tiles) == 0), 0)
+        if not group or not tiles or out % OUTPUTS:
             raise ValueError(f"no 4-bit kernel for {out} x {width}")
         self.bias, self.group, self.is_cpu = linear.bias, group, kind == "cpu"
-        codes, scales, middles = _rounded(weight, group)
+        parts = [_rounded(part, group) for part in _parts(weight)]
+        codes, scales, middles = (torch.cat(each) for each in zip(*parts, strict=True))
         # [groups, out, 2]: what a code of 8 stands for is stored, not what 0 does.
         self.scales = torch.stack([scales, middles], -1).transpose(0, 1).to(weight.dtype)
         self.scales = self.scales.contiguous()
         aten: Any = torch.ops.aten
         if self.is_cpu:
-            self.packed = aten._convert_weight_to_int4pack_for_cpu(codes, TILES[kind])
+            self.packed = aten._convert_weight_to_int4pack_for_cpu(codes.int(), tiles)
         else:
-            pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
-            self.packed = aten._convert_weight_to_int4pack(pairs, TILES[kind])
+            pairs = codes[:, ::2] << 4 | codes[:, 1::2]
+            self.packed = aten._convert_weight_to_int4pack(pairs, tiles)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[batch, rows, out]`."""
         aten: Any = torch.ops.aten
         multiply = aten._weight_int4pack_mm_for_cpu if self.is_cpu else aten._weight_int4pack_mm
-        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1]).contiguous()
         output: Tensor = multiply(rows, self.packed, self.group, self.scales)
         output = output.view(*hidden_states.shape[:-1], -1)
         return output if self.bias is None else output + self.bias
@@ -79,9 +82,13 @@ class EightBits(nn.Module):
         if weight.dtype not in (torch.bfloat16, torch.float16) or weight.shape[1] % 32:
             raise ValueError(f"no 8-bit kernel for {weight.dtype}, width {weight.shape[1]}")
         self.bias = linear.bias
-        scales = weight.float().abs().amax(dim=1) / 127
-        whole = weight.float() / scales.clamp(min=1e-12)[:, None]
-        self.codes = whole.round().clamp(-127, 127).to(torch.int8)
+        scales = weight.abs().amax(dim=1).float() / 127
+        divisors = _parts(scales.clamp(min=1e-12)[:, None].expand_as(weight))
+        codes = [
+            (part.float() / divisor).round().clamp(-127, 127).to(torch.int8)
+            for part, divisor in zip(_parts(weight), divisors, strict=True)
+        ]
+        self.codes = torch.cat(codes)
         self.scales = scales.to(weight.dtype)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -119,11 +126,17 @@ def quantised_copy(model: PreTrainedModel, bits: int, group: int) -> nn.Module |
     return replaced(model, new) if 2 * made > total else None
 
 
+def _parts(weight: Tensor) -> list[Tensor]:
+    """Its rows, as many together as `AT_ONCE` allows."""
+    rows = max(1, AT_ONCE // weight.shape[1])
+    return [weight[begin : begin + rows] for begin in range(0, len(weight), rows)]
+
+
 def _rounded(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes 0 to 15, `[out, width]`, int32; scales and what 8 stands for, `[out, groups]`."""
+    """Codes 0 to 15, `[out, width]`, uint8; scales and what 8 stands for, `[out, groups]`."""
     parts = weight.float().view(len(weight), -1, group)
     low, high = parts.amin(dim=2, keepdim=True), parts.amax(dim=2, keepdim=True)
     scales = ((high - low) / 15).clamp(min=1e-12).to(weight.dtype).float()
     codes = ((parts - low) / scales).round().clamp(0, 15)
     middles = (low + 8 * scales)[..., 0]
-    return codes.flatten(1).to(torch.int32), scales[..., 0], middles
+    return codes.flatten(1).to(torch.uint8), scales[..., 0], middles

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,14 +56,5 @@ def fresh_seed() -> int:
 
 
 def _seeded(device: torch.device, seed: int) -> Tensor:
-    """The state that `torch.manual_seed(seed)` leads to, without staying in it."""
-    with _kept(device):
-        torch.manual_seed(seed)
-        return get_state(device)
-
-
-@contextmanager
-def _kept(device: torch.device) -> Generator[None]:
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type="cuda" if not devices else device.type):
-        yield
+    """The state that `torch.manual_seed(seed)` leads to, without going there."""
+    return torch.Generator(device).manual_seed(seed).get_state()

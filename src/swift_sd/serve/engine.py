@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import torch
+
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import SwiftError
 from swift_sd.serve.jobs import Failure, Job
@@ -20,6 +22,9 @@ from swift_sd.serve.waiting import Waiting
 
 log = logging.getLogger(__name__)
 IDLE = 1.0  # seconds between two looks at what has to be done now and then
+# After these no further step can be done: another process has to take over. A GPU that has met an
+# error of this kind refuses all that follows (older releases of torch have no name for it).
+FATAL = (Parted, getattr(torch, "AcceleratorError", Parted))
 
 
 class Refused(Exception):  # noqa: N818 - says what became of the request
@@ -203,7 +208,7 @@ class Engine:
             response = self.models[job.model].begin(job)
         except Exception as error:
             self._fail(job, error)
-            if isinstance(error, Parted):
+            if isinstance(error, FATAL):
                 raise
             return
         with self._changed:
@@ -230,7 +235,7 @@ class Engine:
         self._guarded(response.close)
         with self._changed:
             self._active.remove(response)
-        if isinstance(failure, Parted):
+        if isinstance(failure, FATAL):
             raise failure
 
     def _observed(self, model: str, step: Step, seconds: float) -> None:
