@@ -114,8 +114,16 @@ def test_ctrl_c_in_a_terminal_keeps_what_there_is(model_folder, questions_file, 
     command += ["--questions", questions_file, "--out", folder, "--methods", "plain"]
     command += ["--repeats", 8]  # so that the second record is far away when the first is made
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def as_in_a_terminal():
+        """A background job, as the tests may be run, ignores the signal, and so would its child."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     with subprocess.Popen(
-        [*map(str, command), "--max-new-tokens", "100"], stderr=subprocess.PIPE, env=environment
+        [*map(str, command), "--max-new-tokens", "100"],
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=as_in_a_terminal,
     ) as process:
         journal, until = folder / "records.jsonl", monotonic() + 60
         while not (journal.is_file() and '"kind": "record"' in journal.read_text()):
