@@ -10,7 +10,6 @@ measured on other responses. Tiny models of random weights come before those tha
 """
 
 import json
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -21,13 +20,17 @@ import numpy as np
 import torch
 import typer
 from deepened import PLANTED
+from exhaustive import any_set
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from search import MAX_DRAFT, RATIO
 from transformers import LogitsProcessorList, MaxLengthCriteria, StoppingCriteriaList
 from transformers import PreTrainedModel as Model
 
 from swift_sd import LayerSet
+from swift_sd.adapting.adaptation import LOOKED_AT
+from swift_sd.adapting.allowance import WINDOW
 from swift_sd.adapting.basis import measured_costs, measured_influence
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.objective import Rates, layer_set_of, sublayer_bits
@@ -49,8 +52,6 @@ from swift_sd.model.target import Target
 from swift_sd.testing.families import tiny_model
 from swift_sd.testing.planted import planted_model
 
-TOKENS, LOOKED_AT, MAX_DRAFT = 32, 8, 12
-RATIO = 0.45  # skip ratio of the paper's search
 ENOUGH = 0.9  # of the planted sublayers
 RESPONSES = 8  # half to score on, half to judge by
 
@@ -59,19 +60,16 @@ class AtRandom:
     """Sets of any size; the best is the one with the highest rate that its score means."""
 
     def __init__(self, rates: Rates, depth: int, seed: int) -> None:
-        self._rates, self._random = rates, random.Random(seed)
+        self._rates, self._sets = rates, any_set(2 * (depth - 2), seed)
         self.best, self._highest = LayerSet.none(depth), rates.plain
-        self.told, self.is_finished = 0, False
+        self.is_finished = False
 
     def ask(self) -> LayerSet:
         """See `Search`."""
-        size = 2 * (self.best.depth - 2)
-        chosen_ones = self._random.sample(range(size), self._random.randint(0, size))
-        return layer_set_of(self.best.depth, np.isin(np.arange(size), chosen_ones).astype(float))
+        return layer_set_of(self.best.depth, next(self._sets))
 
     def tell(self, layer_set: LayerSet, score: float, trials: int) -> None:
         """See `Search`."""
-        self.told += 1
         rate = float(self._rates.of(sublayer_bits(layer_set), np.array(score)))
         if rate > self._highest:
             self.best, self._highest = layer_set, rate
@@ -101,7 +99,7 @@ class Subject:
 
     def matchness(self, layer_set: LayerSet, state: DecodingState) -> float:
         self.view.use(layer_set)
-        return Window(None, state, TOKENS).matchness(self.view)
+        return Window(None, state, WINDOW).matchness(self.view)
 
     def found(self, layer_set: LayerSet) -> tuple[int, int]:
         """How many planted sublayers it skips, and how many others."""
@@ -131,14 +129,14 @@ def searches(subject: Subject, seed: int) -> dict[str, Search]:
 
 
 def run(search: Search, subject: Subject, candidates: int) -> dict[str, Any]:
-    """Forwards until the set in use skips what was planted and hardly more, and stays so."""
+    """Forwards until the set in use skips nine tenths of what was planted, and stays so."""
     states = cycle(subject.states[: RESPONSES // 2])
     bests: list[LayerSet] = []
     for state in islice(states, candidates):
         if search.is_finished:
             break
         candidate = search.ask()
-        search.tell(candidate, subject.matchness(candidate, state), TOKENS)
+        search.tell(candidate, subject.matchness(candidate, state), WINDOW)
         bests.append(search.best)
     all_planted = 2 * len(subject.planted)
     bad = [subject.found(best)[0] < ENOUGH * all_planted for best in bests]
@@ -191,7 +189,7 @@ def main(
     models: Annotated[list[Path] | None, typer.Argument(help="Folders by deepened.py.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Most that are scored.")] = 250,
     seeds: Annotated[int, typer.Option(min=1, help="Of each search.")] = 3,
-    new: Annotated[int, typer.Option(min=TOKENS + 1, help="Tokens of a response.")] = 48,
+    new: Annotated[int, typer.Option(min=WINDOW + 1, help="Tokens of a response.")] = 48,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
 ) -> None:
     """Print the forwards that each search took, and what it came to."""

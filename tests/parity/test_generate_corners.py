@@ -1,5 +1,6 @@
 """Corners of `generate` that are easy to get silently wrong."""
 
+import numpy
 import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, TextStreamer
@@ -118,7 +119,6 @@ def test_layer_sets_of_the_wrong_type(make):
 
 
 def test_layers_may_be_numpy_integers():
-    numpy = pytest.importorskip("numpy")
     assert LayerSet(5, list(numpy.arange(1, 3))) == LayerSet(5, [1, 2])
 
 

@@ -135,7 +135,6 @@ def test_processes_that_cannot_be_told_end_the_engine(served, told, monkeypatch)
     assert all(isinstance(error, Refused) for error in others)
 
 
-@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="torch has no name for it")
 def test_a_gpu_that_computes_nothing_any_more_ends_the_engine(served, monkeypatch):
     """So that its health is bad, and another process takes over."""
 

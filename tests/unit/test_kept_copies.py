@@ -5,10 +5,8 @@ import torch
 
 from swift_sd import Swift, SwiftConfig
 from swift_sd.model.rounded_weights import KeptCopies, Rounded
-from swift_sd.native.compiler import find_kernels
+from swift_sd.native.compiler import load_kernels
 from swift_sd.testing.families import tiny_model
-
-pytestmark = pytest.mark.skipif(find_kernels() is None, reason="there is no compiler")
 
 WIDE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 16, "num_attention_heads": 8}
 CONFIG = SwiftConfig(keep_copies=True, draft_bits=8)
@@ -71,7 +69,7 @@ def test_other_copies_have_files_of_their_own(model, cache, other):
 def test_a_file_is_of_the_weights_that_it_was_made_from(tmp_path):
     draw = torch.Generator().manual_seed(0)
     weights = [torch.randn(rows, 128, generator=draw) for rows in (64, 32, 96)]
-    copies = [Rounded.of(find_kernels(), weight, 4, 128) for weight in weights]
+    copies = [Rounded.of(load_kernels(), weight, 4, 128) for weight in weights]
     kept = KeptCopies(tmp_path / "copies.pt", 4, 128)
     assert kept.read(weights) is None
     kept.write(weights, copies)

@@ -202,7 +202,7 @@ class Experience:
         if self._keeper is not None and self._keeper.bits is not None:
             return self._keeper.bits
         # A small model suffers more from rounding, and saves less: its drafts are not all reading.
-        # On a GPU torch's kernel for 8 bits is slower than the model's own products in 16.
+        # On a GPU torch's kernel for 8 bits is said to be slower than the products in 16.
         is_small = self._model.num_parameters() < SMALL
         return 8 if is_small and self._model.device.type == "cpu" else 4
 

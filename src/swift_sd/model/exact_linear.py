@@ -21,9 +21,8 @@ from transformers.pytorch_utils import Conv1D
 from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.stubs import replaced
 
-ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU;
-# on a GPU each number may have a kernel of its own: all that a draft's tree may have.
-EVERY = tuple(range(2, 66))
+ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU
+EVERY = tuple(range(2, 66))  # on a GPU, where each may have a kernel of its own: all of any draft
 OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
 
 Form = Callable[[nn.Module], nn.Module]

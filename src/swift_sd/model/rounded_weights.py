@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from swift_sd.model.common_layout import CHUNK
+from swift_sd.model.quantised_linear import AT_ONCE
 from swift_sd.native import compiler
 
-AT_ONCE = 1 << 24  # weights that are rounded together
 SAMPLES = 16  # numbers of a matrix by which it is known again
 
 Pointer = ctypes.c_void_p
