@@ -122,6 +122,7 @@ def test_says_when_the_context_shortens_the_answer(swift_sd, folder_with_short_c
         (["--plain", "--layer-set", "x.json"], ["--plain", "--layer-set"]),
         (["--plain", "--max-draft-tokens", "3"], ["--plain", "--max-draft-tokens"]),
         (["--plain", "--early-stop", "0.5"], ["--plain", "--early-stop"]),
+        (["--plain", "--keep-copies"], ["--plain", "--keep-copies"]),
         (["--top-p", "0.9"], ["--top-p", "--temperature"]),
         (["--top-k", "9"], ["--top-k", "--temperature"]),
         (["--raw", "--system", "w1"], ["--raw", "--system"]),
