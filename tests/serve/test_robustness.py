@@ -185,26 +185,35 @@ def test_an_answer_that_takes_too_long_ends_as_it_stands(serving, endless, plain
     assert choice.message.content == plain(CHAT["messages"], tokens, eos_token_id=None)
 
 
-def test_a_stopped_server_finishes_what_runs_and_refuses_what_waits(serving, drafting_swift, plain):
-    limits = Limits(active=1, waiting=5)
+def test_a_stopped_server_finishes_what_runs_and_refuses_what_waits(
+    serving, byte_model, drafting_swift, plain
+):
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def held(*_) -> None:
+        begun.set()
+        assert may_go_on.wait(60)
+
+    model = copy.deepcopy(byte_model)
     with (
-        serving({"tiny": drafting_swift()}, limits) as server,
+        serving({"tiny": drafting_swift(model=model)}, Limits(active=1, waiting=5)) as server,
         server.client() as client,
         concurrent.futures.ThreadPoolExecutor(2) as pool,
     ):
+        model.register_forward_pre_hook(held)
         request = {**CHAT, "max_tokens": 150}
         running = pool.submit(client.chat.completions.create, **request)
-        waiting = None
+        assert begun.wait(60)
+        waiting = pool.submit(client.chat.completions.create, **request)
         deadline = time.monotonic() + 60
         while not server.engine.load.waiting and time.monotonic() < deadline:
-            if server.engine.load.active and waiting is None:
-                waiting = pool.submit(client.chat.completions.create, **request)
             time.sleep(0.005)
         server.stop()
-        said = running.result(timeout=60).choices[0].message.content
-        assert said == plain(CHAT["messages"], 150)
         with pytest.raises(openai.InternalServerError, match="shutting down"):
             waiting.result(timeout=60)
+        may_go_on.set()
+        said = running.result(timeout=60).choices[0].message.content
+    assert said == plain(CHAT["messages"], 150)
 
 
 def test_metrics_count_what_happened(server, client):
