@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from swift_sd import Swift
+from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.bench.environment import describe_environment
 from swift_sd.bench.questions import chosen
 from swift_sd.loading import DEFAULT_MODEL, load
@@ -82,7 +82,8 @@ def settle(
     """Print how near a stream is, answer by answer, to the speed of one that knows it all.
 
     The built-in suite is answered once to learn what there is to learn. Then it is answered by an
-    object that starts from there beside one that starts from nothing, each in turn first.
+    object that drafts with what was found and searches no more, by one that starts from nothing,
+    and by one that skips nothing, in turn first.
     """
     model, tokenizer = load(str(deepened))
     planted = set(json.loads((deepened / PLANTED).read_text()))
@@ -90,37 +91,55 @@ def settle(
     teacher = Swift(model, tokenizer)
     for question in track(asked, "learning", transient=True):
         _answers(question.turns, [teacher], new)
-    settled, fresh = Swift(model, tokenizer, profile=teacher.profile), Swift(model, tokenizer)
-    table = Table("prompt", "question", "settled ÷ fresh, s a token", "planted", "others")
+    settled, whole = (
+        Swift(model, tokenizer, SwiftConfig(layer_set=layer_set))
+        for layer_set in (teacher.layer_set, LayerSet.none(teacher.sublayers.depth))
+    )
+    fresh = Swift(model, tokenizer)
+    columns = ("fresh's speed ÷ settled's", "÷ nothing skipped's", "planted", "others", "searching")
+    table = Table("prompt", "question", *columns)
     records = []
     for place, question in enumerate(track(asked, "comparing", transient=True), 1):
-        pair = [settled, fresh] if place % 2 else [fresh, settled]
-        seconds = _answers(question.turns, pair, new)
+        order = [settled, fresh, whole]
+        seconds, searching = _answers(question.turns, order[place % 3 :] + order[: place % 3], new)
         skipped = fresh.layer_set
         found = len(skipped.attention & planted) + len(skipped.mlp & planted)
         others = len(skipped.attention - planted) + len(skipped.mlp - planted)
-        ratio = seconds[settled] / seconds[fresh]
-        named = {"question_id": question.question_id, "ratio": ratio}
-        records.append(named | {"planted_skipped": found, "others_skipped": others})
-        cells = [place, question.question_id, f"{ratio:.2f}", found, others]
-        table.add_row(*map(str, cells))
+        record = {
+            "question_id": question.question_id,
+            "of_settled": seconds[settled] / seconds[fresh],
+            "of_nothing_skipped": seconds[whole] / seconds[fresh],
+            "planted_skipped": found,
+            "others_skipped": others,
+            "searching": searching[fresh] / seconds[fresh],
+        }
+        records.append(record)
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else cell for cell in record.values())
+        table.add_row(*map(str, (place, *cells)))
     Console().print(table)
     if out is not None:
         report = {"environment": describe_environment(model), "settings": {"new": new}}
         out.write_text(json.dumps({**report, "prompts": records}, indent=1) + "\n")
 
 
-def _answers(turns: Any, swifts: list[Swift], new: int) -> dict[Swift, float]:
-    """Seconds for each object's answers to one conversation; all go on with the same answers."""
+def _answers(
+    turns: Any, swifts: list[Swift], new: int
+) -> tuple[dict[Swift, float], dict[Swift, float]]:
+    """Seconds for each object's answers to one conversation, and of them for searching.
+
+    All go on with the same answers.
+    """
     seconds, messages = dict.fromkeys(swifts, 0.0), []
+    searching = dict.fromkeys(swifts, 0.0)
     for turn in turns:
         messages.append({"role": "user", "content": turn})
         for swift in swifts:
             begin = perf_counter()
             text = "".join(swift.stream(messages, do_sample=False, max_new_tokens=new))
             seconds[swift] += perf_counter() - begin
+            searching[swift] += swift.trace.summary()["time_split"]["adapt"]
         messages.append({"role": "assistant", "content": text})
-    return seconds
+    return seconds, searching
 
 
 if __name__ == "__main__":

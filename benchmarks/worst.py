@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/worst.py --out benchmarks/results/worst-smollm2-135m.json
 
 Each case is a stream that one object answers, prompt by prompt beside our own plain decoding, the
-two in turn first. What counts is plain decoding's time for each token ÷ ours, over all prompts.
-Plain decoding is our own loop, which may be faster than transformers'.
+two in turn first. What counts is plain decoding's time for each token ÷ ours, over all prompts;
+with `--repeats` each stream begins anew so often, and the median counts. Plain decoding is our own
+loop, which may be faster than transformers'.
 """
 
 import json
@@ -103,24 +104,37 @@ def main(
     only: Annotated[str, typer.Option(help="Only cases with this in their name.")] = "",
     count: Annotated[int, typer.Option(min=1, max=24, help="Prompts of each case.")] = 24,
     new: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Streams of each case.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Also write the figures here, as JSON.")] = None,
 ) -> None:
     """Print what each case comes to."""
     target, tokenizer = load(model)
-    table = Table("case", "plain ÷ ours", "median", "min", "max", "identical")
+    table = Table("case", "plain ÷ ours", "of streams", "of prompts", "identical")
     figures = {}
     for name, one, prompts, arguments in cases(target, tokenizer, count, new):
         if only not in name:
             continue
         own = tokenizer if one is target else None
-        found = measured(one, own, prompts, arguments, lambda each, name=name: track(each, name))
+        streams = [
+            measured(one, own, prompts, arguments, lambda each, name=name: track(each, name))
+            for _ in range(repeats)
+        ]
         facts = {"parameters": one.num_parameters(), "dtype": str(one.dtype), **arguments}
-        figures[name] = {**found, "settings": facts}
-        numbers = (f"{found[key]:.2f}" for key in ("ratio", "median", "min", "max"))
-        table.add_row(name, *numbers, f"{found['identical']} of {found['prompts']}")
+        ratios = [stream["ratio"] for stream in streams]
+        figures[name] = {"ratio": median(ratios), "streams": streams, "settings": facts}
+        least, most = (min(s["min"] for s in streams), max(s["max"] for s in streams))
+        same, of = (sum(stream[key] for stream in streams) for key in ("identical", "prompts"))
+        table.add_row(
+            name,
+            f"{median(ratios):.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+            f"{least:.2f} to {most:.2f}",
+            f"{same} of {of}",
+        )
     Console().print(table)
     if out is not None:
         settings = {"model": Path(model).name, "count": count, "new": new, "random": LENGTH}
+        settings["repeats"] = repeats
         report = {"environment": describe_environment(target), "settings": settings}
         out.write_text(json.dumps({**report, "cases": figures}, indent=1) + "\n", encoding="utf-8")
 

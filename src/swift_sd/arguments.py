@@ -38,7 +38,7 @@ def with_stop_strings(
     for name, reason in DROPPED.items():
         if arguments.get(name) is not None:
             raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
-    rest = dict(arguments)
+    rest = {name: value for name, value in arguments.items() if name not in DROPPED}
     tokenizer = rest.pop("tokenizer", None) or tokenizer
     config: Any = rest.get("generation_config") or model.generation_config
     strings = rest.pop("stop_strings", None) or config.stop_strings

@@ -1,12 +1,15 @@
 import copy
 import subprocess
 import sys
+from itertools import count
 
 import pytest
 
+from swift_sd.adapting.governor import Governor, Purse
 from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.bench.method import Subject
 from swift_sd.config import SwiftConfig
+from swift_sd.drafting.growth import CostGrowth
 from swift_sd.errors import ConfigError, UnsupportedModel
 from swift_sd.model import sublayers
 from swift_sd.model.layer_set import LayerSet
@@ -67,6 +70,7 @@ SETTINGS = {
     "no-short-head": {"short_head": False},
     "no-compiled-code": {"compiled": False},
     "no-tree": {"tree": False},
+    "no-skipping": {"layer_set": LayerSet.none(5)},
     "draft-8-bits": {"draft_bits": 8},
     "draft-4-bits": {"draft_bits": 4},
 }
@@ -79,14 +83,20 @@ def test_an_ablation_is_the_default_but_for_its_settings(subject, name):
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_give_the_tokens_of_hf(model_of, tokenizer, prompt, name):
+def test_ablations_give_the_tokens_of_hf(model_of, tokenizer, prompt, name, monkeypatch):
+    # All take turns in every round, whether it pays or not.
+    turns = count()
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(Governor, "_is_plain_due", False)
+    monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
+    monkeypatch.setattr(Purse, "may_ask", True)
     given = Subject(model_of("llama"), tokenizer, 256)
     arguments = {"do_sample": False, "max_new_tokens": 24}
-    answers = [
-        METHODS[which](given).start()({"input_ids": prompt()}, arguments).token_ids
-        for which in ("hf", name)
-    ]
-    assert answers[0] == answers[1]
+    expected, found = (
+        METHODS[which](given).start()({"input_ids": prompt()}, arguments) for which in ("hf", name)
+    )
+    assert found.token_ids == expected.token_ids
+    assert found.figures["drafted_tokens"] > 0
 
 
 def test_assisted_and_fixed_give_the_tokens_of_hf(model_of, tokenizer, prompt):

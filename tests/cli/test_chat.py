@@ -33,6 +33,19 @@ def test_keeps_the_conversation(swift_sd, model_folder, heard):
     assert err.count("tokens/s") == 2
 
 
+def test_drafts_need_no_copies_of_the_weights(swift_sd, model_folder, monkeypatch):
+    configs, make = [], Swift.__init__
+
+    def made(self, model, tokenizer, config, *more):
+        configs.append(config)
+        make(self, model, tokenizer, config, *more)
+
+    monkeypatch.setattr(Swift, "__init__", made)
+    status, _, _ = swift_sd("chat", "-m", model_folder, "--draft-bits", 16, stdin="")
+    assert status == 0
+    assert [config.draft_bits for config in configs] == [16]
+
+
 def test_the_end_of_stdin_ends_the_chat(swift_sd, model_folder):
     status, out, err = swift_sd("chat", "-m", model_folder, "-n", 4, stdin="w1")
     assert status == 0

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 from swift_sd.cli.generate import _read_prompt
+from swift_sd.cli.settings import draft_config
+from swift_sd.config import SwiftConfig
 from swift_sd.errors import PromptError
 from swift_sd.swift import Swift
 
@@ -81,6 +83,23 @@ def test_drafting_and_plain_give_the_same_tokens(swift_sd, model_folder, layer_s
     assert chosen["layer_set"] == {"attention": [2], "mlp": [1, 3]}
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16, "auto"])
+def test_the_precision_of_drafts_can_be_chosen(bits):
+    config = draft_config(False, None, None, None, None, str(bits), False)
+    assert config == SwiftConfig(draft_bits=bits)
+
+
+def test_in_16_bits_no_copies_are_made(swift_sd, model_folder):
+    options = ("generate", PROMPT, "--json", "-n", 8, "-m", model_folder, "--dtype", "bfloat16")
+    copied = json.loads(swift_sd(*options, "--draft-bits", 8)[1])
+    own = json.loads(swift_sd(*options, "--draft-bits", 16)[1])
+    assert copied["draft_view"]["bits"] == 8
+    assert copied["draft_view"]["bytes"] > 0
+    assert own["draft_view"]["bits"] == 16
+    assert own["draft_view"]["bytes"] == 0
+    assert own["token_ids"] == copied["token_ids"]
+
+
 def test_a_seed_repeats_a_sample(swift_sd, model_folder):
     options = ("generate", PROMPT, "--json", "-n", 16, "--ignore-eos", "-m", model_folder)
     sampling = ("--temperature", 5, "--top-k", 50, "--top-p", 0.99, "--seed")
@@ -123,6 +142,9 @@ def test_says_when_the_context_shortens_the_answer(swift_sd, folder_with_short_c
         (["--plain", "--max-draft-tokens", "3"], ["--plain", "--max-draft-tokens"]),
         (["--plain", "--early-stop", "0.5"], ["--plain", "--early-stop"]),
         (["--plain", "--keep-copies"], ["--plain", "--keep-copies"]),
+        (["--plain", "--draft-bits", "16"], ["--plain", "--draft-bits"]),
+        (["--draft-bits", "5"], ["draft_bits is '5'", "auto, 4, 8, 16"]),
+        (["--draft-bits", "few"], ["draft_bits is 'few'", "auto, 4, 8, 16"]),
         (["--top-p", "0.9"], ["--top-p", "--temperature"]),
         (["--top-k", "9"], ["--top-k", "--temperature"]),
         (["--raw", "--system", "w1"], ["--raw", "--system"]),

@@ -89,6 +89,19 @@ def test_the_same_command_goes_on_where_ctrl_c_stopped_it(search, monkeypatch):
     assert "all answers are there already" in err
 
 
+def test_a_terminal_of_80_columns_shows_how_far_it_is_and_the_time_left(search, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if stderr were a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, err, _ = search()
+    assert status == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
+    lines = re.split(r"[\r\n]+", shown)
+    whole = r"(8|16) bits, \d+ candidates? +\S+ +[1-8]/8 +\d:\d\d:\d\d left \d:\d\d:\d\d"
+    assert [line for line in lines if re.search(whole, line)], shown
+    assert max(map(len, lines)) <= 80
+    assert "the search" in out
+
+
 def told_in(path):
     """Candidates scored with each precision."""
     both = json.loads(path.read_text())["study"]["learned"]

@@ -31,6 +31,7 @@ from swift_sd.serve.spec import Spec, named
         (("--api-key", "a b"), "API key"),
         (("--profile", "new.json", "--plain"), "--profile"),
         (("--max-active", "0"), "--max-active"),
+        (("--draft-bits", "5"), "draft_bits is '5'"),
         (("./no/such/folder",), "no/such/folder"),
         (("a=x", "a=y"), "'a'"),
         (("--host", "192.0.2.77"), "--host"),

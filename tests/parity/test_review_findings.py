@@ -158,6 +158,16 @@ def test_more_arguments_are_refused_by_name(model_of, swift_of, prompt, argument
         swift_of(model_of()).generate(prompt(5), max_new_tokens=3, **{argument: value})
 
 
+@pytest.mark.parametrize("argument", ["custom_generate", "assistant_model"])
+def test_what_is_refused_may_be_given_as_none(model_of, swift_of, prompt, argument):
+    model, ids = model_of(), prompt(5)
+    expected = model.generate(ids, **request(ids, max_new_tokens=3))
+    swift, asked = swift_of(model), request(ids, max_new_tokens=3, **{argument: None})
+    assert torch.equal(swift.generate(ids, **asked), expected)
+    tokens = [token for step in swift.steps(ids, **asked) for token in step.tokens]
+    assert tokens == expected[0, ids.shape[1] :].tolist()
+
+
 def test_yarn_goes_beyond_the_trained_positions(prompt):
     rope = {
         "rope_type": "yarn",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swift_sd import Swift, SwiftConfig
-from swift_sd.adapting.governor import Governor
+from swift_sd.adapting.governor import Governor, Purse
 from swift_sd.config import DRAFTERS
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.testing.families import tiny_model
@@ -17,14 +17,29 @@ NOT_OF = {  # names of steps, by drafter that may not propose
     "recycling": ("recycling", "copying+recycling"),
     "model": ("layer_skip", "cascade"),
 }
+ARGUMENTS = {
+    "greedy": {"do_sample": False},
+    **{
+        name: {"do_sample": True, "top_k": 0, **warper}
+        for name, warper in {
+            "sampled": {},
+            "hot": {"temperature": 1.7},
+            "top-p": {"top_p": 0.8},
+            "min-p": {"min_p": 0.2},
+            "penalty": {"repetition_penalty": 1.8},
+        }.items()
+    },
+}
 SOURCES = {"copying": {"copying"}, "recycling": {"recycling"}, "model": {"layer_skip", "cascade"}}
 
 
 @pytest.mark.parametrize("names", SOME, ids="+".join)
-@pytest.mark.parametrize("arguments", [{"do_sample": False}, {"do_sample": True, "top_k": 0}])
+@pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
-    # All take turns, whether it pays or not.
+    # All take turns in every round, whether it pays or not: a penalty leaves little to copy.
     turns = count()
+    monkeypatch.setattr(Governor, "_is_plain_due", False)
+    monkeypatch.setattr(Purse, "may_ask", True)
     monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama")

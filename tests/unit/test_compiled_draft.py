@@ -45,8 +45,8 @@ def rounded(weight, bits):
     return (codes * groups[..., :1] + groups[..., 1:]).flatten(1).to(weight.dtype)
 
 
-def filled(model, length=PROMPT):
-    cache = KVCache(attention_windows(model.config))
+def filled(model, length=PROMPT, windows=None):
+    cache = KVCache(windows or attention_windows(model.config))
     prompt = torch.randint(3, 90, (1, length), generator=torch.Generator().manual_seed(1))
     View(model).forward(prompt, cache, keep=1)
     cache.commit(length)
@@ -138,8 +138,11 @@ def test_a_window_hides_what_lies_before_it():
     cache, tokens = filled(model, 30), torch.tensor([[5, 17, 33]])
     expected = DraftView(model, sublayers, LayerSet.none(5)).forward(tokens, cache)
     cache.rollback()
-    found = CompiledDraft(weights, LayerSet.none(5)).forward(tokens, cache)
+    draft = CompiledDraft(weights, LayerSet.none(5))
+    found = draft.forward(tokens, cache)
     assert (found - expected).norm() < 0.1 * expected.norm()
+    # A user's cache that was made without a configuration keeps every row.
+    assert torch.equal(draft.forward(tokens, filled(model, 30, [None] * 5)), found)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,29 @@ def test_rows_do_not_depend_on_how_many_there_are(family, changes):
     assert torch.equal(target.forward(tokens, cache, keep=2), alone[:, -2:])
 
 
+def test_windows_are_the_models_whatever_the_cache_keeps():
+    """A user's cache that was made without a configuration keeps every row."""
+    model = wide_model("mistral", sliding_window=9)
+    keeping_all = KVCache([None] * SHAPE["num_hidden_layers"])
+    View(model).forward(some_tokens(PROMPT, 1), keeping_all, keep=1)
+    keeping_all.commit(PROMPT)
+    target, tokens = compiled(model), some_tokens(7)
+    expected = target.forward(tokens, filled(model))
+    assert torch.equal(target.forward(tokens, keeping_all), expected)
+
+
+def test_layers_of_different_sizes_are_not_compiled():
+    """As pruning leaves them: the code would write behind what is made for the first layer's."""
+    model = wide_model("llama")
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj, mlp.up_proj = (
+        nn.Linear(SHAPE["hidden_size"], 256, bias=False, dtype=torch.bfloat16) for _ in range(2)
+    )
+    mlp.down_proj = nn.Linear(256, SHAPE["hidden_size"], bias=False, dtype=torch.bfloat16)
+    with pytest.raises(NoKernelsError, match="differ in size"):
+        compiled(model)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_branch_of_a_tree_is_computed_as_if_the_others_were_not_there(family):
     model = wide_model(family)

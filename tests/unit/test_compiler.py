@@ -58,3 +58,38 @@ def test_a_compiler_that_fails_is_quoted(cache, monkeypatch, tmp_path):
     with pytest.raises(NoKernelsError, match="no such luck"):
         load_kernels()
     assert [path for path in cache.iterdir() if path.suffix == ".so"] == []
+
+
+def put_compiler(folder, monkeypatch, content):
+    path = folder / "cc"
+    path.write_bytes(content)
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x7fELF of another machine", "cannot be run: Exec format error"),
+        (b"#!/no/such/shell\n", "cannot be run: No such file"),
+        (b"#!/bin/sh\nprintf '\\377'\nexit 1\n", "does not compile"),  # told no text
+    ],
+)
+def test_what_is_no_compiler_is_done_without(cache, monkeypatch, tmp_path, content, words):
+    put_compiler(tmp_path, monkeypatch, content)
+    with pytest.raises(NoKernelsError, match=words):
+        load_kernels()
+    Swift(tiny_model("llama", hidden_size=64, intermediate_size=128))
+
+
+@pytest.mark.parametrize(("hangs", "limit"), [("*", "VERSION_SECONDS"), ("*.c", "SECONDS")])
+def test_a_compiler_that_hangs_is_waited_for_once(cache, monkeypatch, tmp_path, hangs, limit):
+    script = f'case "$1" in {hangs}) echo waits >> "$0.log"; exec sleep 60;; esac'
+    put_compiler(tmp_path, monkeypatch, f"#!/bin/sh\n{script}\n".encode())
+    monkeypatch.setattr(compiler, limit, 0.2)
+    for _ in range(2):
+        with pytest.raises(NoKernelsError, match=r"cc took more than 0\.2 s"):
+            load_kernels()
+    Swift(tiny_model("llama", hidden_size=64, intermediate_size=128))
+    log = tmp_path / "cc.log"
+    assert not log.exists() or log.read_text() == "waits\n"  # none if it had not come so far

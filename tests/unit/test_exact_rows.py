@@ -8,7 +8,15 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.drafting.growth import MAX_NODES
-from swift_sd.model.exact_linear import EVERY, ColumnMajor, RowByRow, as_it_is, exact_forms
+from swift_sd.model.exact_linear import (
+    EVERY,
+    MOST,
+    ColumnMajor,
+    as_it_is,
+    exact_forms,
+    put_around,
+    row_by_row,
+)
 from swift_sd.model.exact_rows import ExactRows, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import find_sublayers
@@ -64,7 +72,19 @@ def test_linear_layers_of_an_unknown_kind_go_row_by_row():
     packed = Packed(plain.in_features, plain.out_features, bias=False, dtype=torch.bfloat16)
     packed.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.uint8), requires_grad=False)
     model.lm_head = packed
-    assert exact_forms(model, 1.0)["lm_head"] is RowByRow
+    assert exact_forms(model, 1.0)["lm_head"] is row_by_row
+
+
+def test_more_rows_than_were_tried_are_computed_in_pieces():
+    seen = []
+    linear = nn.Linear(40, 24)
+    linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-2]))
+    rows = torch.randn(1, 2 * MOST + 3, 40)
+    for form in (as_it_is, ColumnMajor):
+        torch.testing.assert_close(
+            put_around(linear, form)(rows), nn.functional.linear(rows, linear.weight, linear.bias)
+        )
+    assert seen == [MOST, MOST, 3] * 2
 
 
 def test_on_a_gpu_every_number_of_rows_that_a_tree_may_have_is_tried():
@@ -81,7 +101,7 @@ def test_the_check_sees_what_is_not_exact(model):
 def test_forms_compute_what_the_layer_computes():
     linear = nn.Linear(40, 24)
     rows = torch.randn(1, 5, 40)
-    for form in (ColumnMajor, RowByRow):
+    for form in (ColumnMajor, row_by_row):
         torch.testing.assert_close(form(linear)(rows), linear(rows))
         assert torch.equal(form(linear)(rows[:, :1]), linear(rows[:, :1]))
 
@@ -89,9 +109,8 @@ def test_forms_compute_what_the_layer_computes():
 def test_the_share_of_rows_computed_alone_is_limited():
     model = tiny_model("llama", hidden_size=64, intermediate_size=2048)  # float32: orders differ
     forms = exact_forms(model, 1.0)
-    assert set(forms.values()) <= {ColumnMajor, RowByRow}
     assert as_it_is not in forms.values()
-    if RowByRow in forms.values():
+    if row_by_row in forms.values():
         assert exact_forms(model, 0.0) is None
 
 

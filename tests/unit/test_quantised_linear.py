@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting.governor import Governor, Purse
 from swift_sd.model import draft_weights, quantised_linear
+from swift_sd.model.draft_view import DraftView
 from swift_sd.model.draft_weights import DraftWeights
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.quantised_linear import EightBits, FourBits, quantised_copy
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.testing.families import tiny_model
@@ -59,6 +62,30 @@ def test_a_model_of_another_layout_drafts_with_them(bits):
     view = weights.view(LayerSet(weights.view(LayerSet.none(5)).layer_set.depth, [1], [2]))
     assert view.layer_set.attention == {1}
     assert {name: id(module) for name, module in model.named_modules()} == before
+
+
+@pytest.mark.parametrize(("bits", "most"), [(4, 0.2), (8, 0.02)])
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+@torch.no_grad()
+def test_rounded_drafts_skip_what_they_are_told_to(family, bits, most):
+    model = tiny_model(family, **WIDE, vocab_size=128).to(torch.bfloat16)
+    sublayers, tokens = find_sublayers(model), torch.arange(3, 23).unsqueeze(0)
+    weights = DraftWeights(model, sublayers, bits, compiled=False)
+    assert weights.bits == bits
+
+    def said(view):
+        return view.forward(tokens, KVCache(attention_windows(model.config))).float()
+
+    def apart(found, expected):
+        return (found - expected).norm() / expected.norm()
+
+    none = LayerSet.none(sublayers.depth)
+    chosen = LayerSet(sublayers.depth, [1, 2], [2, 3])
+    skipping, whole = (said(DraftView(model, sublayers, one)) for one in (chosen, none))
+    rounded = said(weights.view(chosen))
+    assert apart(rounded, skipping) < most
+    assert apart(rounded, skipping) < apart(rounded, whole) / 2
+    assert apart(said(weights.view(none)), whole) < apart(rounded, whole) / 2
 
 
 @pytest.mark.parametrize("failing", ["made", "used", "wrong"])
@@ -154,8 +181,14 @@ def test_nothing_is_compiled_where_that_is_switched_off(monkeypatch, bits):
     model = tiny_model("llama", **WIDE, vocab_size=128).to(torch.bfloat16)
     prompt = torch.arange(3, 23).unsqueeze(0)
     arguments = {"do_sample": False, "max_new_tokens": 24}
+    # The model drafts in every round, whether it pays or not.
+    monkeypatch.setattr(Governor, "_is_plain_due", False)
+    monkeypatch.setattr(Governor, "_choice", lambda self, promises: len(promises) - 1)
+    monkeypatch.setattr(Purse, "may_ask", True)
     swift = Swift(model, config=SwiftConfig(draft_bits=bits, compiled=False))
     assert torch.equal(swift.generate(prompt, **arguments), model.generate(prompt, **arguments))
+    assert swift.trace.summary()["drafted_tokens"] > 0
+    assert swift.trace.summary()["drafters"].keys() & {"layer_skip", "cascade"}
     assert swift.trace.draft_view["bits"] == bits
     assert not swift.trace.draft_view["compiled"]
     with pytest.raises(AssertionError):

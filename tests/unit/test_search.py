@@ -1,5 +1,6 @@
 """Searches on scores whose law is known; any order of asking and telling."""
 
+import json
 import math
 
 import hypothesis.strategies as st
@@ -45,6 +46,32 @@ def test_any_sequence_of_asks_and_tells_leaves_a_valid_search(kind, calls):
     assert search.best.depth == 6
     assert search.told == heard
     assert search.ask().depth == 6
+
+
+OPERATIONS = st.sampled_from(["ask", "tell", "resume", "fork", "save and load"])
+
+
+@given(calls=st.lists(st.tuples(OPERATIONS, score, st.integers(-2, 64)), max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_whatever_happens_to_it_our_search_stays_valid(calls):
+    search, candidate = SEARCHES["rate"](), LayerSet(6, {2}, {3})
+    for name, value, trials in calls:
+        if name == "ask":
+            candidate = search.ask()
+        elif name == "tell":
+            search.tell(candidate, value, trials)
+        elif name == "resume":
+            search.resume()
+            assert not search.is_finished
+        elif name == "fork":
+            search = search.fork()
+        else:
+            saved = json.loads(json.dumps(search.to_dict(), allow_nan=False))
+            loaded = RateSearch.from_dict(saved, costs_of(6), plain, max_draft=5)
+            assert (loaded.told, loaded.is_finished) == (search.told, search.is_finished)
+            search = loaded
+        assert search.best.depth == 6
+        assert 1 <= search.gain <= search.hope < math.inf
 
 
 @pytest.mark.parametrize("kind", SEARCHES)

@@ -1,3 +1,5 @@
+import random
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -72,9 +74,64 @@ def test_nothing_repeats():
         assert automaton.followers((0, 0)) == []
 
 
-@pytest.mark.parametrize("length", [1000, 20_000])
-def test_its_size_is_linear_in_the_text(length):
+class Counted(list):
+    """A list that counts how often its items are read, together with all others of its kind."""
+
+    reads = 0
+
+    def __getitem__(self, place):
+        Counted.reads += 1
+        return super().__getitem__(place)
+
+
+LENGTH, ELSEWHERE = 20_000, 9  # tokens; one that comes at the beginning only
+TEXTS = {
+    "random": random.Random(0).choices(range(7), k=LENGTH),
+    "periodic": [place % 7 for place in range(LENGTH)],
+    "constant": [0] * LENGTH,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_adding_and_asking_take_constant_time_on_average(name, monkeypatch):
+    monkeypatch.setattr(Counted, "reads", 0)
     automaton = SuffixAutomaton()
-    for place in range(length):
-        automaton.add(place * place % 7)
-    assert len(automaton._link) <= 2 * length
+    for which in ("_next", "_link", "_length", "_end"):
+        setattr(automaton, which, Counted(getattr(automaton, which)))
+    for place, token in enumerate([ELSEWHERE, *TEXTS[name]], 1):
+        automaton.add(token)
+        automaton.followers(automaton.ending())
+        automaton.followers(automaton.behind(automaton.ending(), ELSEWHERE))
+        assert Counted.reads <= 300 * place
+    assert Counted.reads > LENGTH, "the lists must be those that are in use"
+    assert len(automaton._link) <= 2 * place
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_a_token_from_elsewhere_is_an_ending_of_its_own(period):
+    """However many endings come before it, none of which it ever followed."""
+    automaton = SuffixAutomaton()
+    for token in [ELSEWHERE, *(place % period for place in range(500))]:
+        automaton.add(token)
+    ending = automaton.behind(automaton.ending(), ELSEWHERE)
+    assert ending[1] == 1
+    assert automaton.followers(ending) == [0]
+    assert automaton.behind(automaton.ending(), 8) == (0, 0)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 6))
+def test_a_few_followers_are_the_first_of_all(text, most):
+    automaton = SuffixAutomaton()
+    for token in text:
+        automaton.add(token)
+    for state, length in enumerate(automaton._length):
+        every = automaton.followers((state, length))
+        assert every == by_place(automaton, state) if length else not every
+        assert automaton.ways((state, length)) == len(every)
+        assert automaton.followers((state, length), most) == every[:most]
+
+
+def by_place(automaton, state):
+    """Followers of a state, sorted as a whole."""
+    following = automaton._next[state]
+    return sorted(following, key=lambda token: -automaton._end[following[token]])

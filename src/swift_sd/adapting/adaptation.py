@@ -16,6 +16,7 @@ from swift_sd.adapting.basis import (
     costs_to_dict,
     measured_costs,
     measured_influence,
+    seconds_to_measure,
 )
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.kinds import Kind, Kinds, Met
@@ -197,8 +198,11 @@ class Adaptation:
     def _may_search(self, kind: Kind) -> bool:
         search = kind.search
         if search is None:
-            return self._allowance.affords_start(kind.promise)
-        return not search.is_finished and self._allowance.affords_score(search.hope / search.gain)
+            needed = seconds_to_measure(self._pace, LOOKED_AT, kind.influence, self._costs)
+            return self._allowance.affords_start(kind.promise, needed)
+        if search.is_finished:
+            return self._allowance.affords_probe
+        return self._allowance.affords_score(search.hope / search.gain)
 
     def _doubt(self, met: Met, state: DecodingState, tokens: int, view: AnyDraft) -> None:
         """See whether the set of the kind is of use for a prompt unlike those before."""

@@ -7,13 +7,15 @@ from swift_sd.drafting.pace import Pace
 
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
-FIRST = 6.0  # plain steps that measuring costs and influence is expected to take
 SHARE = 0.004  # of all time, what the search may take,
 # and beyond that as large a share as the gain in sight, at most this one, of the time that plain
 # decoding would have taken: it pays where a stream goes on for as long as it has.
 MOST = 0.06
 # What the first look may take: of all time, and of the time that drafts have won.
 START, STAKE = 0.02, 0.12
+# Of the time since the latest score, what another one may take where the search has ended: a stream
+# may have changed in a way that drafts which skip nothing cannot notice.
+PROBE = 0.002
 DOUBT = 0.01  # of all time, for looking whether a set that wins is of use for an unusual prompt
 # Of late, what scores may take at most: what was saved up long ago is not spent on one answer.
 LATELY, FADE = 0.15, 0.98  # the weight of rounds before
@@ -30,6 +32,7 @@ class Allowance:
     def __init__(self, pace: Pace, *, eager: bool) -> None:
         self._pace, self._eager = pace, eager
         self._elapsed = self._won = self._spent = self._doubted = 0.0
+        self._since = 0.0  # the latest score
         self._late = self._late_spent = 0.0  # the same, of late
         self._tokens = 0  # that came out, whose worth is not counted yet
         self._latest: float | None = None  # of the latest score
@@ -38,6 +41,7 @@ class Allowance:
         """Count a round, or the reading of a prompt, which plain decoding does as well."""
         seconds = step.seconds
         self._elapsed += seconds
+        self._since += seconds
         self._late = FADE * self._late + seconds
         self._late_spent *= FADE
         if not step.prefill:
@@ -53,23 +57,34 @@ class Allowance:
         """
         self._late_spent += seconds
         if scored:
-            self._latest = seconds
+            self._latest, self._since = seconds, 0.0
         if doubted:
             self._doubted += seconds
         else:
             self._spent += seconds
 
-    def affords_start(self, promise: float) -> bool:
-        """Whether a search may begin that promises this multiple of plain decoding's speed."""
+    def affords_start(self, promise: float, needed: float) -> bool:
+        """Whether a search may begin.
+
+        Args:
+            promise: multiple of plain decoding's speed to hope for.
+            needed: seconds of its first look.
+        """
         self._value()
         more = max((START - SHARE) * self._elapsed, STAKE * self._won)
-        return self._affords(FIRST * (self._pace.step or 0.0), promise - 1, more)
+        return self._affords(needed, promise - 1, more)
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
         self._value()
         is_much = self._late_spent > LATELY * self._late
         return (self._eager or not is_much) and self._affords(self._score, hope - 1, 0.0)
+
+    @property
+    def affords_probe(self) -> bool:
+        """Whether a search that has ended may score a set, to see whether it is still right."""
+        is_due = not self._eager and self._score <= PROBE * self._since
+        return is_due and self.affords_score(1.0)
 
     @property
     def affords_doubt(self) -> bool:

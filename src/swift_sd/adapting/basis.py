@@ -17,7 +17,8 @@ from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
 
-TURNS = 4  # of which the quickest counts
+TURNS = 3  # of which the quickest counts
+DRAFT_STEPS = 2.5  # of each turn, about
 
 
 def measured_influence(
@@ -42,12 +43,14 @@ def measured_influence(
 def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
     """What sublayers cost a draft step: by what a step loses that leaves all of a kind out.
 
-    Layers are alike, so each stands for all of its kind.
+    Layers are taken to be alike: each stands for all of its kind.
     """
     before = view.layer_set
     depth, inner = before.depth, frozenset(range(1, before.depth - 1))
     one = state.tokens[:, -2:-1].to(state.device)
-    sets = (before, LayerSet.none(depth), LayerSet(depth, inner), LayerSet(depth, mlp=inner))
+    none = LayerSet.none(depth)
+    no_attention, no_mlp = LayerSet(depth, inner), LayerSet(depth, mlp=inner)
+    sets = {before, none, no_attention, no_mlp}
 
     def seconds(layer_set: LayerSet) -> float:
         view.use(layer_set)
@@ -58,13 +61,17 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
 
     with state.cache.rewound(1):
         try:  # in turn, so that a slow moment meets all of them
-            turns = [[seconds(layer_set) for layer_set in sets] for _ in range(TURNS)]
+            turns = [{layer_set: seconds(layer_set) for layer_set in sets} for _ in range(TURNS)]
         finally:
             view.use(before)
-    usual, whole, *without = (min(times) for times in zip(*turns, strict=True))
+    quickest = {layer_set: min(turn[layer_set] for turn in turns) for layer_set in sets}
+    whole = quickest[none]
     # As multiples of the step that drafts take: it may have been a slow moment.
-    scale = (pace.draft_step or usual) / usual
-    attention, mlp = (scale * max(whole - rest, 0.0) / max(len(inner), 1) for rest in without)
+    scale = pace.draft_step / quickest[before] if pace.draft_step else 1.0
+    attention, mlp = (
+        scale * max(whole - quickest[without], 0.0) / max(len(inner), 1)
+        for without in (no_attention, no_mlp)
+    )
     return Costs(
         step=scale * whole,
         attention=(attention,) * depth,
@@ -72,6 +79,15 @@ def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
         head=0.0,
         context=state.cache.committed,
     )
+
+
+def seconds_to_measure(
+    pace: Pace, tokens: int, influence: tuple[float, ...] | None, costs: Costs | None
+) -> float:
+    """What measuring what is None is expected to take, influence on so many tokens."""
+    reading = (pace.verify(tokens) or 0.0) if influence is None else 0.0
+    step = pace.draft_step or pace.step or 0.0
+    return reading + (DRAFT_STEPS * TURNS * step if costs is None else 0.0)
 
 
 def costs_to_dict(costs: Costs) -> dict[str, Any]:

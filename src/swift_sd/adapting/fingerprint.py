@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-TENSORS = 32  # looked into,
-NUMBERS = 16  # at so many places each
+NUMBERS = 16  # of each tensor are looked at
 WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions that decide what a step costs
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """The model's shape and a digest of a few of its weights, which differ in every checkpoint.
+    """The model's shape and a digest of a few numbers of each tensor: no two checkpoints agree.
 
     The weights are rounded to bfloat16 first: a checkpoint is the same model in either precision.
     """
     config = model.config.get_text_config(decoder=True)
-    parameters = list(model.parameters())
-    digest = hashlib.sha256()
-    for index in _spread(len(parameters), TENSORS):
-        flat = parameters[index].detach().reshape(-1)
+    digest, numbers = hashlib.sha256(), []
+    for parameter in model.parameters():
+        flat = parameter.detach().reshape(-1)
         places = torch.tensor(_spread(len(flat), NUMBERS), device=flat.device)
-        numbers = flat[places].to(torch.bfloat16).view(torch.int16).cpu()
-        digest.update(str(tuple(parameters[index].shape)).encode() + numbers.numpy().tobytes())
+        numbers.append(flat[places].to(torch.bfloat16).view(torch.int16))
+        digest.update(str(tuple(parameter.shape)).encode())
+    for device in sorted({str(some.device) for some in numbers}):  # one answer from each
+        there = [some for some in numbers if str(some.device) == device]
+        digest.update(torch.cat(there).cpu().numpy().tobytes())
     return {
         "family": str(model.config.model_type),
         "depth": int(config.num_hidden_layers),
@@ -54,6 +56,7 @@ def _spread(count: int, most: int) -> list[int]:
     return [index * count // most for index in range(most)] if count > most else [*range(count)]
 
 
+@cache
 def processor() -> str | None:
     """The processor's name as far as it is known, with family, model and wide instructions.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from swift_sd.adapting.adaptation import Adaptation
-from swift_sd.adapting.fingerprint import machine_fingerprint
+from swift_sd.adapting.fingerprint import machine_fingerprint, model_fingerprint
 from swift_sd.adapting.profile import Profile, automatic_path
 from swift_sd.errors import LayerSetError, ProfileError
 
@@ -89,26 +90,32 @@ class Keeper:
         """What is known now."""
         assert self._adaptation is not None
         study = self._known.study if self._known is not None else {}
-        learned = Profile.of(self._model, self._adaptation.to_dict())
-        return replace(learned, bits=self.bits, study=study)
+        learned, machine = self._adaptation.to_dict(), machine_fingerprint(self._model)
+        return Profile(self._identity, machine, learned, bits=self.bits, study=study)
 
     def update(self) -> None:
         """Write what has been learned since the last time, if it is to be kept."""
         assert self._adaptation is not None
-        if self._path is None or self._adaptation.told == self._told:
+        # Another response may be told of a failure, or go on searching, while this one writes.
+        path, told = self._path, self._adaptation.told
+        if path is None or told == self._told:
             return
         try:
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ProfileError(
-                    f"cannot write in {self._path.parent}: {error.strerror or error}"
+                    f"cannot write in {path.parent}: {error.strerror or error}"
                 ) from None
-            self.profile.save(self._path)
-            self._told = self._adaptation.told
+            self.profile.save(path)
+            self._told = told
         except ProfileError as error:
             self._path = None
             _tell(f"{error}. What is learned about drafting will not be kept")
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return model_fingerprint(self._model)
 
     @property
     def _is_of_here(self) -> bool:

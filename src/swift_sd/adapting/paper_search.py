@@ -20,6 +20,7 @@ PATIENCE = 300  # candidates in a row without improvement
 MOST = 1000  # candidates
 KAPPA = 2.5  # of the upper confidence bound
 ALPHA = 1e-2  # of the Gaussian process: variance of a score
+POINTS = 10_000  # at random, of which the best is suggested
 
 
 class PaperSearch:
@@ -94,23 +95,26 @@ class PaperSearch:
 
 
 def upper_confidence_bound(sets: Array, scores: Array, seed: int) -> Array:
-    """Where a Gaussian process sees the highest bound of the score, `[sublayers]`, 0 to 1."""
-    from bayes_opt import BayesianOptimization  # heavy: only the paper's search pays for it
+    """Where a Gaussian process sees the highest bound of the score, `[sublayers]`, 0 to 1.
+
+    The best of many points at random. `BayesianOptimization.suggest` would go on from ten of them,
+    by gradients taken by differences: in a hundred dimensions that takes seconds to minutes, and
+    what it finds is rounded to a set all the same.
+    """
+    # Heavy: only the paper's search pays for it.
     from bayes_opt.acquisition import UpperConfidenceBound
+    from bayes_opt.target_space import TargetSpace
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern
 
     names = [f"{index:04d}" for index in range(sets.shape[1])]
-    optimiser = BayesianOptimization(
-        f=None,
-        pbounds=dict.fromkeys(names, (0.0, 1.0)),
-        acquisition_function=UpperConfidenceBound(kappa=KAPPA),
-        random_state=seed,
-        verbose=0,
-    )
-    optimiser.set_gp_params(alpha=ALPHA)
+    space = TargetSpace(None, dict.fromkeys(names, (0.0, 1.0)))
     # A set scored twice is one point with the mean score: the library complains of others aloud.
     points, which = np.unique(sets, axis=0, return_inverse=True)
     means = np.bincount(which, weights=scores) / np.bincount(which)
     for bits, score in zip(points, means, strict=True):
-        optimiser.register(params=bits, target=float(score))
-    wish = optimiser.suggest()
-    return np.array([wish[name] for name in names], dtype=np.float64)
+        space.register(params=bits, target=float(score))
+    process = GaussianProcessRegressor(Matern(nu=2.5), alpha=ALPHA, normalize_y=True)
+    bound = UpperConfidenceBound(kappa=KAPPA)
+    wish = bound.suggest(process, space, n_random=POINTS, n_smart=0, random_state=seed)
+    return np.asarray(wish, dtype=np.float64)

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from swift_sd.adapting.fingerprint import machine_fingerprint, model_fingerprint
+from swift_sd.adapting.fingerprint import model_fingerprint
 from swift_sd.cache_folder import cache_root
 from swift_sd.errors import ProfileError
 
-VERSION = 3
+VERSION = 4
 PRECISIONS = (4, 8, 16)  # bits
 
 
@@ -39,11 +39,6 @@ class Profile:
     learned: dict[str, Any]
     bits: int | None = None
     study: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, learned: dict[str, Any]) -> Profile:
-        """What was learned, with the fingerprints of now."""
-        return cls(model_fingerprint(model), machine_fingerprint(model), learned)
 
     @property
     def gain(self) -> float:

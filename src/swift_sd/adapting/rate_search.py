@@ -100,7 +100,8 @@ class RateSearch:
         """Whether little is left to win, or nothing was won for long.
 
         Little: knowing the harms exactly would on average, over the draws and over 10 scores, raise
-        the rate by less than 1 %. Long: 120 scores without 1 % more. `resume` undoes it.
+        the rate by less than 1 %. Long: 120 scores without 1 % more. `resume` undoes it, and so
+        does a score that is better than can be expected.
         """
         few = len(self._regrets) == RECENT and sum(self._regrets) < RECENT * REGRET
         return few or self._stale >= STALE or self._depth < 3
@@ -174,6 +175,8 @@ class RateSearch:
             self.ignored += 1
             return
         self.told += 1
+        if self.is_finished and self._surpasses(layer_set, score, trials):
+            self.resume()
         self._fade(FADE)
         if self._tells(layer_set):
             before = self._scored.pop(layer_set, None) or _Score(sublayer_bits(layer_set), 0.0, 0.0)
@@ -183,6 +186,12 @@ class RateSearch:
         self._stale += 1
         if self.gain > (1 + REGRET) * self._mark:
             self._stale, self._mark = 0, self.gain
+
+    def _surpasses(self, layer_set: LayerSet, score: float, trials: int) -> bool:
+        """Whether a score is better than any draw expects, by two standard deviations."""
+        harms = self._harms.draws @ sublayer_bits(layer_set) + self._harms.rounding
+        most = float(np.exp(-harms.min()))
+        return score > most + 2 * math.sqrt(most * (1 - most) / trials)
 
     def _tells(self, layer_set: LayerSet) -> bool:
         """Whether its score is not known beforehand."""

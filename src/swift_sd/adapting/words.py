@@ -23,7 +23,10 @@ def described(adaptation: Adaptation | PaperAdaptation) -> str:
     if kind is not None and kind.search is None and kind.best is not None:
         return f"known from a profile: {kind.best}"
     if kind is None or kind.search is None:
-        return "nothing is known yet of what may be skipped: too little text so far"
+        return (
+            "nothing is known yet of what may be skipped: looking begins when drafts have won the "
+            "time for it, or after some text"
+        )
     several = len(adaptation.kinds)
     kinds = f"; {several} kinds of input are told apart, this is the latest" if several > 1 else ""
     return _one(kind) + kinds

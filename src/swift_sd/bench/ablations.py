@@ -7,6 +7,8 @@ from typing import Any
 from swift_sd.bench.method import register
 from swift_sd.bench.methods import Default
 from swift_sd.config import SwiftConfig
+from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.sublayers import find_sublayers
 
 
 def _register(name: str, about: str, **settings: Any) -> None:
@@ -23,6 +25,19 @@ def _register(name: str, about: str, **settings: Any) -> None:
     register(Ablation)
 
 
+class NoSkipping(Default):
+    """Nothing skipped, and nothing searched for."""
+
+    name = "no-skipping"
+    about = "swift-sd without sublayers skipped"
+
+    def config(self) -> SwiftConfig:
+        """See `Plain.config`."""
+        depth = find_sublayers(self.subject.model).depth
+        return SwiftConfig(layer_set=LayerSet.none(depth))
+
+
+register(NoSkipping)
 _register("only-copying", "drafting with copies of the text alone", drafters=("copying",))
 _register("only-recycling", "drafting with runner-ups alone", drafters=("recycling",))
 _register("only-model", "drafting with the model alone, no cascade", drafters=("model",))

@@ -93,8 +93,9 @@ class Journal:
     def append(self, kind: str, entry: Entry) -> None:
         """Write an entry; it is on the disk when this returns."""
         entry = {"kind": kind, **entry}
-        self._write(entry)
+        # First, so that Ctrl-C while it is written does not make the results forget it.
         self.entries.append(json.loads(json.dumps(entry)))  # as it will be read: keys are texts
+        self._write(entry)
 
     def of_kind(self, kind: str) -> list[Entry]:
         """The entries of one kind, in order, without the mark of their kind."""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from swift_sd.bench.runner import Runner
 
 INTERRUPTED = 130
+DEQUANTISED = (
+    "This checkpoint was dequantised from a 4-bit file whose groups differ from those of the "
+    "drafts' copies: a model that was never rounded may agree with its rounded copies less often."
+)
 LISTED = "\n\n".join(f"  {name:15} {method.about}" for name, method in METHODS.items())
 EPILOG = f"""[bold]Methods[/bold]
 
@@ -267,9 +271,11 @@ def _time(runner: Runner) -> bool:
 def _finish(folder: Path, journal: Journal, settings: Settings, runner: Runner) -> None:
     from swift_sd.bench import page
     from swift_sd.bench.results import NAME, collect, write_results
-    from swift_sd.bench.table import print_results
+    from swift_sd.bench.table import print_results, rounding_of
 
     results = collect(journal, settings, complete=not runner.missing, skipped=runner.skipped)
+    if settings.model == DEFAULT_MODEL and settings.note is None and rounding_of(results):
+        results["settings"]["note"] = DEQUANTISED
     write_results(folder / NAME, results)
     console = Console(highlight=False)
     print_results(results, console)

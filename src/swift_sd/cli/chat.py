@@ -57,6 +57,7 @@ def chat(
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    draft_bits: options.DraftBits = None,
     keep_copies: options.KeepCopies = False,
     profile: options.Profile = "auto",
     temperature: options.Temperature = 0.0,
@@ -65,7 +66,9 @@ def chat(
     seed: options.Seed = None,
 ) -> None:
     """Talk with a model. Answers go to stdout, figures to stderr."""
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact, keep_copies)
+    config = draft_config(
+        plain, layer_set, max_draft_tokens, early_stop, exact, draft_bits, keep_copies
+    )
     arguments = sampling_arguments(temperature, top_p, top_k)
     checked_text("--system", system)
     with opened(

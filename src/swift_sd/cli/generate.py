@@ -82,6 +82,7 @@ def generate(
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    draft_bits: options.DraftBits = None,
     keep_copies: options.KeepCopies = False,
     profile: options.Profile = "auto",
     temperature: options.Temperature = 0.0,
@@ -93,7 +94,9 @@ def generate(
 
     The prompt is sent as a chat message if the model has a chat template.
     """
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact, keep_copies)
+    config = draft_config(
+        plain, layer_set, max_draft_tokens, early_stop, exact, draft_bits, keep_copies
+    )
     arguments = sampling_arguments(temperature, top_p, top_k)
     if raw and system is not None:
         raise ConfigError(

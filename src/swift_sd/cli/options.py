@@ -115,6 +115,15 @@ Exact = Annotated[
         rich_help_panel=DRAFTING,
     ),
 ]
+DraftBits = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Bits of the weights that drafts read: 4 or 8, in copies rounded for them; 16, the "
+        "model's own: less memory, dearer drafts; or auto.",
+        rich_help_panel=DRAFTING,
+    ),
+]
 KeepCopies = Annotated[
     bool,
     typer.Option(

@@ -103,7 +103,7 @@ def _watched(study: Study) -> bool:
         task = bar.add_task("searching", total=len(study), completed=study.done)
         try:
             for _ in study.run():
-                bar.update(task, completed=study.done, total=len(study), description=study.words)
+                bar.update(task, completed=study.done, total=len(study), description=study.progress)
         except KeyboardInterrupt:
             return True
     return False

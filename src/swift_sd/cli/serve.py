@@ -133,13 +133,16 @@ def serve(
     max_draft_tokens: options.MaxDraftTokens = None,
     early_stop: options.EarlyStop = None,
     exact: options.Exact = None,
+    draft_bits: options.DraftBits = None,
     keep_copies: options.KeepCopies = False,
 ) -> None:
     """Answer OpenAI's clients, and show on a page what happens.
 
     Ctrl-C or SIGTERM finishes the answers in the making, then stops.
     """
-    config = draft_config(plain, layer_set, max_draft_tokens, early_stop, exact, keep_copies)
+    config = draft_config(
+        plain, layer_set, max_draft_tokens, early_stop, exact, draft_bits, keep_copies
+    )
     limits = Limits(
         active=max_active, waiting=max_queue, tokens=max_tokens, seconds=max_seconds, grace=grace
     )

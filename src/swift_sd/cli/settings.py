@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from swift_sd.config import SwiftConfig
+from swift_sd.config import DRAFT_BITS, SwiftConfig
 from swift_sd.errors import ConfigError, PromptError
 from swift_sd.model.layer_set import LayerSet
+
+BITS: dict[str | None, Any] = {str(bits): bits for bits in DRAFT_BITS}  # as they are typed
 
 
 def draft_config(
@@ -16,6 +18,7 @@ def draft_config(
     max_draft_tokens: int | None,
     early_stop: float | None,
     exact: str | None,
+    draft_bits: str | None,
     keep_copies: bool,
 ) -> SwiftConfig:
     """How to draft.
@@ -29,6 +32,7 @@ def draft_config(
         "max_draft_tokens": max_draft_tokens,
         "early_stop": early_stop,
         "exact": exact,
+        "draft_bits": BITS.get(draft_bits, draft_bits),
         "keep_copies": keep_copies or None,
     }
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -72,6 +72,13 @@ class Study:
         return f"{self._bits} bits: {self._swift.search_state}"
 
     @property
+    def progress(self) -> str:
+        """The same in few words, for a line that has room for little more."""
+        kinds = self._known[self._bits].learned["kinds"]
+        tried = sum(kind["search"]["told"] for kind in kinds if kind["search"] is not None)
+        return f"{self._bits} bits, {tried} {'candidate' if tried == 1 else 'candidates'}"
+
+    @property
     def verdict(self) -> str:
         """What each precision promises, and what became of the search with the best of them."""
         promises = ", ".join(

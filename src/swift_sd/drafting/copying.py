@@ -34,13 +34,10 @@ class Copies:
 
     def continuations(self, ending: Ending) -> list[tuple[int, float]]:
         """Tokens that came behind `ending` with how far each is trusted."""
-        tokens = self._text.followers(ending)
-        if not tokens:
-            return []
-        first = confidence(ending[1], len(tokens))
+        first = confidence(ending[1], self._text.ways(ending))
         return [
             (token, (1 - first) * first / (place + 1) if place else first)
-            for place, token in enumerate(tokens[:ALTERNATIVES])
+            for place, token in enumerate(self._text.followers(ending, ALTERNATIVES))
         ]
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from heapq import nlargest
+
 Ending = tuple[int, int]  # a state and the length of one of its substrings: see `ending`
 REMEMBERED = 8  # endings of a token whose latest place is noted; of others an earlier one is known
+# Endings that are tried for a follower. Of text few occur at different places, but of text with a
+# period as many as it has periods, and looking through all of them would cost more and more.
+TRIED = 64
 
 
 class SuffixAutomaton:
@@ -44,11 +49,18 @@ class SuffixAutomaton:
         return state, self._length[state]
 
     def behind(self, ending: Ending, token: int) -> Ending:
-        """The longest ending with a follower, had `token` come behind a text with this `ending`."""
+        """The longest ending with a follower, had `token` come behind a text with this `ending`.
+
+        Where none of the `TRIED` longest endings goes on with `token`, that is `token` alone.
+        """
         state, length = ending
-        while state and token not in self._next[state]:
+        for _ in range(TRIED):
+            if not state or token in self._next[state]:
+                break
             state = self._link[state]
             length = self._length[state]
+        else:
+            state, length = 0, 0
         if token not in self._next[state]:
             return 0, 0
         state, length = self._next[state][token], length + 1
@@ -57,13 +69,19 @@ class SuffixAutomaton:
             length = self._length[state]
         return state, length
 
-    def followers(self, ending: Ending) -> list[int]:
-        """All tokens that ever followed `ending`, the latest first; none if its length is 0."""
+    def ways(self, ending: Ending) -> int:
+        """How many different tokens ever followed `ending`; 0 if its length is 0."""
         state, length = ending
-        if not length:
-            return []
-        following = self._next[state]
-        return sorted(following, key=lambda token: -self._end[following[token]])
+        return len(self._next[state]) if length else 0
+
+    def followers(self, ending: Ending, most: int | None = None) -> list[int]:
+        """Tokens that ever followed `ending`, the latest first, all of them or the first `most`.
+
+        There are none if its length is 0.
+        """
+        following, ways = self._next[ending[0]], self.ways(ending)
+        count = ways if most is None else min(most, ways)
+        return nlargest(count, following, key=lambda token: self._end[following[token]])
 
     def _remember(self) -> None:
         """The longest endings occur here, too: the next time this is their latest place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.rope import changes_with_length
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
+
+Windows = Sequence[int | None]
 
 CHUNK = 64  # what every width must be a multiple of: see native/draft.h and rows.h
 
@@ -34,16 +36,21 @@ class CacheRows(ctypes.Structure):
     )
 
 
-def cache_rows(cache: KVCache, count: int) -> Any:
-    """An array of `CacheRows`, one for each layer, with room for `count` rows at the cursor."""
-    return (CacheRows * len(cache.buffers))(*_each_layers_rows(cache, count))
+def cache_rows(cache: KVCache, count: int, windows: Windows) -> Any:
+    """An array of `CacheRows`, one for each layer, with room for `count` rows at the cursor.
+
+    Args:
+        windows: what each layer attends to, by the model's configuration: a user's cache may have
+            been made without one, and then keeps more.
+    """
+    return (CacheRows * len(cache.buffers))(*_each_layers_rows(cache, count, windows))
 
 
-def _each_layers_rows(cache: KVCache, count: int) -> Iterator[CacheRows]:
-    for buffer in cache.buffers:
+def _each_layers_rows(cache: KVCache, count: int, windows: Windows) -> Iterator[CacheRows]:
+    for buffer, window in zip(cache.buffers, windows, strict=True):
         keys, values, row = cache.room(buffer, count)
-        window = buffer.window or 1 << 60
-        yield CacheRows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, window)
+        whole = window or 1 << 60
+        yield CacheRows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, whole)
 
 
 def linears_of(layer: Any) -> list[nn.Linear]:
@@ -86,8 +93,13 @@ class CommonLayout:
             self.hidden = self.norm.weight.shape[0]
             sizes = {self.hidden, cosines.shape[-1]}
             sizes |= {s for layer in self.layers for s in self._check(layer, cosines.shape[-1])}
+            shapes = {
+                tuple(linear.weight.shape for linear in linears_of(layer)) for layer in self.layers
+            }
         except (AttributeError, TypeError) as error:
             raise NoKernelsError(f"the model is of another layout: {error}") from None
+        if len(shapes) > 1:
+            raise NoKernelsError("its layers differ in size")
         if any(size % CHUNK for size in sizes - {cosines.shape[-1]}) or cosines.shape[-1] % 8:
             raise NoKernelsError(f"a width is no multiple of {CHUNK}")
 

@@ -20,7 +20,7 @@ from swift_sd.model.common_layout import (
 )
 from swift_sd.model.compiled_attention import RowPaths
 from swift_sd.model.compiled_rows import can_be_compiled, is_watched
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
 
@@ -95,6 +95,7 @@ class CompiledTarget:
         )
         self._embedding, self._rotary = layout.embedding, layout.rotary
         self._vocabulary = layout.head.weight.shape[0]
+        self._windows = attention_windows(model.config)
 
     @torch.no_grad()
     def forward(
@@ -114,7 +115,7 @@ class CompiledTarget:
         logits: Tensor = hidden.new_empty(1, kept, self._vocabulary)
         failed = self._library.swift_sd_target(
             ctypes.byref(self._struct),
-            cache_rows(cache, rows),
+            cache_rows(cache, rows, self._windows),
             Pointer(hidden.data_ptr()),
             Whole(rows),
             *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),

@@ -21,8 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
 from swift_sd.model.stubs import replaced
 
-ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU
-EVERY = tuple(range(2, 66))  # on a GPU, where each may have a kernel of its own: all of any draft
+ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU,
+MORE = (33, 65)  # and these where they are not computed in compiled code, which does not count them
+MOST = 65  # rows at once: what follows for larger drafts, as the paper's may be, was not tried
+EVERY = tuple(range(2, MOST + 1))  # on a GPU, where each number may have a kernel of its own
 OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
 
 Form = Callable[[nn.Module], nn.Module]
@@ -35,12 +37,21 @@ def as_it_is(linear: nn.Module) -> nn.Module:
     return linear
 
 
-class ColumnMajor(nn.Module):
-    """A linear layer that is given its rows `[batch, rows, in]` as columns in memory."""
+class Around(nn.Module):
+    """What is put around a linear layer; some models ask it for the layer's weight."""
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear = linear
+
+    @property
+    def weight(self) -> Any:
+        """As the layer has it."""
+        return self.linear.weight
+
+
+class ColumnMajor(Around):
+    """A linear layer that is given its rows `[batch, rows, in]` as columns in memory."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[batch, rows, out]`."""
@@ -52,22 +63,30 @@ class ColumnMajor(nn.Module):
         return output.view(*hidden_states.shape[:-1], -1)
 
 
-class RowByRow(nn.Module):
-    """A linear layer that computes each row of `[batch, rows, in]` alone."""
+class InPieces(Around):
+    """A linear layer that is given at most so many rows of `[batch, rows, in]` at once."""
 
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
+    def __init__(self, linear: nn.Module, most: int) -> None:
+        super().__init__(linear)
+        self.most = most
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[batch, rows, out]`."""
-        return torch.cat([self.linear(row) for row in _pieces(hidden_states, 1)], dim=1)
+        if hidden_states.shape[1] <= self.most:
+            output: Tensor = self.linear(hidden_states)
+            return output
+        return torch.cat([self.linear(rows) for rows in _pieces(hidden_states, self.most)], dim=1)
+
+
+def row_by_row(linear: nn.Module) -> nn.Module:
+    """The linear layer computes each row alone."""
+    return InPieces(linear, 1)
 
 
 def exact_forms(
     model: PreTrainedModel, most_alone: float, kernels: Any = None
 ) -> dict[str, Form] | None:
-    """What to put around the linear layers whose rows depend on how many rows there are.
+    """What makes rows of the linear layers independent of how many rows there are.
 
     Args:
         most_alone: the share of the weights that may be read once for each row.
@@ -87,19 +106,19 @@ def exact_forms(
         if kind not in by_kind:
             by_kind[kind] = _exact_form(linear, kernels)
         form = by_kind[kind]
-        if form is RowByRow:
+        if form is row_by_row:
             alone += weight.numel()
             if alone > most_alone * total:
                 return None
-        if form is not as_it_is:
-            forms[name] = form
+        forms[name] = form
     return forms
 
 
 def put_around(linear: nn.Module, form: Form) -> nn.Module:
     """As found, unless the layer has become another one since."""
-    is_another = isinstance(form, partial) and not can_be_compiled(linear)
-    return RowByRow(linear) if is_another else form(linear)
+    if isinstance(form, partial):
+        return form(linear) if can_be_compiled(linear) else row_by_row(linear)
+    return form(linear) if form is row_by_row else InPieces(form(linear), MOST)
 
 
 def _pieces(rows: Tensor, size: int) -> list[Tensor]:
@@ -117,25 +136,32 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
     """The cheapest form in which several rows come out as each alone does."""
     weight: Tensor = linear.weight
     if type(linear) not in (nn.Linear, Conv1D):
-        return RowByRow  # whose weights may be packed: nothing is known of it
+        return row_by_row  # whose weights may be packed: nothing is known of it
     out, width = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
-    tried = ROWS if weight.is_cpu else EVERY
+    # Of many rows on a CPU only a few are compared: each is computed alone for it.
+    some = [*range(max(ROWS)), *(n - 1 for n in MORE)] if weight.is_cpu else [*range(MOST)]
     generator = torch.Generator().manual_seed(0)
     samples = []
-    for _ in range(max(1, OUTPUTS // (out * max(tried)))):
-        rows = torch.randn(1, max(tried), width, generator=generator).to(weight)
-        samples.append((rows, torch.cat([linear(row) for row in _pieces(rows, 1)], dim=1)))
+    for _ in range(max(1, OUTPUTS // (out * len(some)))):
+        rows = torch.randn(1, MOST, width, generator=generator).to(weight)
+        samples.append((rows, {row: linear(rows[:, row : row + 1]) for row in some}))
     possible: list[Form] = [as_it_is, ColumnMajor]
     if kernels is not None and can_be_compiled(linear):
         possible.insert(0, partial(CompiledRows, kernels))
 
     def is_exact(form: Form) -> bool:
         module = form(linear)
+        few = ROWS if isinstance(form, partial) else ROWS + MORE
         return all(
-            torch.equal(module(rows[:, :n]), alone[:, :n]) for rows, alone in samples for n in tried
+            torch.equal(together[:, row : row + 1], expected)
+            for rows, alone in samples
+            for n in (few if weight.is_cpu else EVERY)
+            for together in [module(rows[:, :n])]
+            for row, expected in alone.items()
+            if row < n
         )
 
-    return next(filter(is_exact, possible), RowByRow)
+    return next(filter(is_exact, possible), row_by_row)
 
 
 def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:

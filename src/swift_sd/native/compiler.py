@@ -26,6 +26,9 @@ HEADERS = (
 )
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared", "-lm")
 SECONDS = 120  # that a compiler may take; it takes two
+VERSION_SECONDS = 10  # to tell its version
+
+_hanging: dict[str, float] = {}  # compilers that took longer than so many seconds
 
 
 class NoKernelsError(Exception):
@@ -39,7 +42,8 @@ def load_kernels() -> ctypes.CDLL:
     folder. Loaded after torch, they share its threads.
 
     Raises:
-        NoKernelsError: there is no C compiler, or it does not understand them.
+        NoKernelsError: there is no C compiler, it cannot be run or takes too long, or it does not
+            understand them.
     """
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
     if compiler is None:
@@ -79,26 +83,38 @@ def _compiled(compiler: str, folder: Path, path: Path) -> ctypes.CDLL:
     os.close(handle)
     try:
         sources = [str(folder / name) for name in SOURCES]
-        done = subprocess.run(
-            [compiler, *sources, *FLAGS, "-o", scratch],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
+        done = _answer([compiler, *sources, *FLAGS, "-o", scratch], SECONDS)
         if done.returncode:
             raise NoKernelsError(f"{compiler} does not compile the kernels: {done.stderr[:300]}")
         os.replace(scratch, path)  # whole or not at all: others may be compiling it too
         return ctypes.CDLL(str(path))
-    except subprocess.TimeoutExpired:
-        raise NoKernelsError(f"{compiler} took more than {SECONDS} s") from None
     finally:
         Path(scratch).unlink(missing_ok=True)
 
 
 def _version(compiler: str) -> str:
-    found = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return found.stdout
+    return _answer([compiler, "--version"], VERSION_SECONDS).stdout
+
+
+def _answer(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """What a compiler says and returns; one that hangs is not waited for again."""
+    compiler = command[0]
+    if compiler not in _hanging:
+        try:
+            return subprocess.run(
+                command,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            _hanging[compiler] = seconds
+        except OSError as error:
+            raise NoKernelsError(f"{compiler} cannot be run: {error.strerror or error}") from None
+    raise NoKernelsError(f"{compiler} took more than {_hanging[compiler]} s")
 
 
 def _processor() -> str:
