@@ -141,6 +141,38 @@ def test_a_prompt_in_doubt_does_not_stop_the_search(planted, monkeypatch):
     assert looked
 
 
+@pytest.mark.parametrize(
+    ("is_cheap", "is_argmax", "generated", "committed", "can_rewind", "tokens"),
+    [
+        (True, True, 0, 100, True, 32),  # right behind the prompt
+        (False, True, 0, 100, True, 0),
+        (False, True, 11, 100, True, 0),  # of the response alone: too few
+        (False, True, 12, 100, True, 12),
+        (False, True, 80, 100, True, 32),
+        (False, False, 0, 100, True, 32),  # sampled: the target has to be asked in any case
+        (True, True, 0, 12, True, 0),
+        (True, True, 0, 13, True, 12),
+        (True, True, 0, 100, False, 0),
+    ],
+)
+def test_what_is_scored_on(
+    is_cheap, is_argmax, generated, committed, can_rewind, tokens, planted
+):
+    """The prompt's tokens too, as soon as it is read, where reading them again is cheap."""
+    reading = {1: 1.0, 32: 1.5 if is_cheap else 3.0}
+    pace = Pace(torch.device("cpu"), Prior(verify=reading))
+    learned = Adaptation(
+        find_sublayers(planted[0]), pace, 8, lambda: None, lambda: planted[0]
+    )
+    state: Any = SimpleNamespace(
+        cache=SimpleNamespace(committed=committed, can_rewind=lambda tokens: can_rewind),
+        length=committed + 1,
+        prompt_length=committed + 1 - generated,
+        warping=SimpleNamespace(is_argmax=is_argmax),
+    )
+    assert learned._window(state) == tokens
+
+
 def test_short_answers_pay_for_no_search(planted, prompt, monkeypatch, same_as_alone, learner):
     monkeypatch.setattr(adapting, "seconds_to_measure", lambda *_: 1e6)
     swift = Swift(planted[0])

@@ -7,6 +7,7 @@ from swift_sd import Swift, SwiftConfig
 from swift_sd.adapting import adaptation as adapting
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.prompt_view import PromptView
+from swift_sd.testing.switched import switched_model
 
 EAGER = SwiftConfig(eager_search=True)
 
@@ -85,3 +86,20 @@ class TestKindsOfInput:
         monkeypatch.setattr(Window, "matchness", scoring)
         assert same_as_alone(swift, prompts[0], new=4)
         assert learner(swift).kinds.latest is first
+
+
+@pytest.mark.usefixtures("fixed_costs")
+def test_of_a_real_stream_no_kind_is_drafted_without_what_it_needs(same_as_alone):
+    """Three kinds of text, each with layers that only it needs, twice round; nothing is made up."""
+    model, tokens, needed = switched_model(kinds=3, layers_per_kind=4)
+    swift = Swift(model, config=SwiftConfig(eager_search=True, draft_bits=16))
+    for turn in range(2):
+        for kind in range(3):
+            others = frozenset().union(*needed) - needed[kind]
+            for seed in range(3):
+                random = torch.Generator().manual_seed(seed)
+                span = tokens[kind]
+                ids = torch.randint(span.start, span.stop, (1, 24), generator=random)
+                assert same_as_alone(swift, ids, new=64, do_sample=True)
+            assert not swift.layer_set.mlp & needed[kind]
+            assert len(swift.layer_set.mlp & others) >= 0.9 * len(others)
