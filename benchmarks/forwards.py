@@ -31,7 +31,7 @@ from transformers import PreTrainedModel as Model
 from swift_sd import LayerSet
 from swift_sd.adapting.adaptation import LOOKED_AT
 from swift_sd.adapting.allowance import WINDOW
-from swift_sd.adapting.basis import measured_costs, measured_influence
+from swift_sd.adapting.basis import draft_costs, measured_influence
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.objective import Rates, layer_set_of, sublayer_bits
 from swift_sd.adapting.paper_search import PaperSearch
@@ -91,7 +91,7 @@ class Subject:
         state = self.states[0]
         pace = Pace(self.model.device)
         self.influence = measured_influence(self.model, self.sublayers, state, LOOKED_AT)
-        self.costs = measured_costs(self.view, state, pace)
+        self.costs = draft_costs(self.view, state, pace)
         self.rates = Rates(self.costs, self.verify, MAX_DRAFT)
 
     def verify(self, rows: int) -> float:

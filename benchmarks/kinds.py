@@ -5,8 +5,8 @@
 The model is built for it: for each kind other sublayers matter (`swift_sd.testing.switched`). Its
 prompts come in blocks, all kinds one after the other, and the same once more. What counts is the
 time of plain decoding ÷ ours, prompt by prompt; a block has settled when its last three have, and
-is fast again from the first prompt on that reaches 95 % of that. Times are noisy, so it is also told
-behind which prompt the set is right.
+is fast again from the first prompt on that reaches 95 % of that. Times are noisy, so it is told as
+well behind which prompt the set is right.
 """
 
 import json
@@ -102,11 +102,11 @@ def main(
         for seed in range(seeds)
         for record in blocks(seed, kinds, prompts, rounds, new, console)
     ]
-    table = Table("seed", "round", "kind", "settled", "prompts until back", "until the set is right")
-    table.add_column("identical")
+    places = ("seed", "round", "kind")
+    table = Table(*places, "settled", "prompts until back", "until the set is right", "identical")
     for record in records:
         table.add_row(
-            *(str(record[key]) for key in ("seed", "round", "kind")),
+            *(str(record[key]) for key in places),
             f"{record['settled']:.2f}",
             str(record["prompts_until_back"]),
             str(record["prompts_until_right"]),

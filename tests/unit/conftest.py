@@ -59,5 +59,5 @@ def fixed_costs(monkeypatch) -> None:
         depth = view.layer_set.depth
         return Costs(1.0, (1 / (3 * depth),) * depth, (2 / (3 * depth),) * depth, 0.0, 8)
 
-    monkeypatch.setattr(adaptation, "measured_costs", costs)
+    monkeypatch.setattr(adaptation, "draft_costs", costs)
     monkeypatch.setattr(adaptation.Pace, "verify", lambda self, rows: 1.0)

@@ -155,15 +155,11 @@ def test_a_prompt_in_doubt_does_not_stop_the_search(planted, monkeypatch):
         (True, True, 0, 100, False, 0),
     ],
 )
-def test_what_is_scored_on(
-    is_cheap, is_argmax, generated, committed, can_rewind, tokens, planted
-):
+def test_what_is_scored_on(is_cheap, is_argmax, generated, committed, can_rewind, tokens, planted):
     """The prompt's tokens too, as soon as it is read, where reading them again is cheap."""
     reading = {1: 1.0, 32: 1.5 if is_cheap else 3.0}
     pace = Pace(torch.device("cpu"), Prior(verify=reading))
-    learned = Adaptation(
-        find_sublayers(planted[0]), pace, 8, lambda: None, lambda: planted[0]
-    )
+    learned = Adaptation(find_sublayers(planted[0]), pace, 8, lambda: None, lambda: planted[0])
     state: Any = SimpleNamespace(
         cache=SimpleNamespace(committed=committed, can_rewind=lambda tokens: can_rewind),
         length=committed + 1,

@@ -14,7 +14,7 @@ from swift_sd.adapting.rate_search import RateSearch
 EAGER = SwiftConfig(eager_search=True)
 OURS = [
     (adaptation, "measured_influence"),
-    (adaptation, "measured_costs"),
+    (adaptation, "draft_costs"),
     (RateSearch, "__init__"),
     (RateSearch, "ask"),
     (RateSearch, "tell"),

@@ -93,7 +93,7 @@ def test_of_a_real_stream_no_kind_is_drafted_without_what_it_needs(same_as_alone
     """Three kinds of text, each with layers that only it needs, twice round; nothing is made up."""
     model, tokens, needed = switched_model(kinds=3, layers_per_kind=4)
     swift = Swift(model, config=SwiftConfig(eager_search=True, draft_bits=16))
-    for turn in range(2):
+    for _ in range(2):
         for kind in range(3):
             others = frozenset().union(*needed) - needed[kind]
             for seed in range(3):

@@ -15,6 +15,13 @@ def some(*shape, seed=0):
     return torch.randn(1, *shape, generator=generator).to(torch.bfloat16)
 
 
+def ancestry_of(paths):
+    seen = torch.zeros(len(paths), len(paths), dtype=torch.bool)
+    for row, path in enumerate(paths):
+        seen[row, path] = True
+    return seen
+
+
 @pytest.mark.parametrize("paths", [None, TREE], ids=["chain", "tree"])
 @pytest.mark.parametrize("prefix", [0, 1, 9, 40, 700])
 @pytest.mark.parametrize("window", [5, 1 << 40])
@@ -27,7 +34,8 @@ def test_each_row_attends_to_its_own_path(paths, prefix, window, heads, kv_heads
             [(heads, rows), (kv_heads, prefix + rows), (kv_heads, prefix + rows)]
         )
     )
-    where = RowPaths(paths, rows)
+    where = RowPaths(paths and ancestry_of(paths), rows)
+    assert where.paths == (paths or [list(range(row + 1)) for row in range(rows)])
     found = compiled_attention(load_kernels(), query, key, value, where, window, 0.2)
     assert found.shape == (1, rows, heads, width)
     for row, path in enumerate(where.paths):

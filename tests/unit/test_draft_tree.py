@@ -25,8 +25,7 @@ def test_rows_see_themselves_and_those_before_them():
         [1, 1, 0, 0, 1, 0],
         [1, 1, 1, 0, 0, 1],
     ]
-    assert BUSHY.depths.tolist() == [0, 1, 2, 1, 2, 3]
-    assert (BUSHY.depth, BUSHY.main_chain) == (3, [1, 2, 5])
+    assert BUSHY.main_chain == [1, 2, 5]
 
 
 @given(parents())
@@ -47,7 +46,7 @@ def test_doubling_finds_what_walking_finds(parents):
 def test_a_chain_is_a_tree():
     chain = DraftTree.chain([4, 5, 6])
     assert chain.is_chain
-    assert (chain.depths.tolist(), chain.main_chain) == ([0, 1, 2, 3], [1, 2, 3])
+    assert chain.main_chain == [1, 2, 3]
     assert torch.equal(chain.ancestry, torch.ones(4, 4).tril().bool())
     assert DraftTree([4, 5, 6], [-1, 0, 1]) == DraftTree([4, 5, 6], [-1, 0, 1])
     assert not BUSHY.is_chain
@@ -55,7 +54,7 @@ def test_a_chain_is_a_tree():
 
 def test_nothing_is_a_tree():
     empty = DraftTree()
-    assert (len(empty), empty.is_chain, empty.main_chain, empty.depth) == (0, True, [], 0)
+    assert (len(empty), empty.is_chain, empty.main_chain) == (0, True, [])
     assert empty.ancestry.tolist() == [[True]]
     assert empty.child(0, 3) is None
 

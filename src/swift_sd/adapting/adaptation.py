@@ -14,7 +14,7 @@ from swift_sd.adapting.allowance import CHEAP, WINDOW, Allowance
 from swift_sd.adapting.basis import (
     costs_from_dict,
     costs_to_dict,
-    measured_costs,
+    draft_costs,
     measured_influence,
     seconds_to_measure,
 )
@@ -251,7 +251,7 @@ class Adaptation:
         if kind.influence is None:
             kind.influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
         if self._costs is None:
-            self._costs = measured_costs(view, state, self._pace)
+            self._costs = draft_costs(view, state, self._pace)
         costs = self._costs
 
         def verify(rows: int) -> float:

@@ -40,7 +40,7 @@ def measured_influence(
     return shares if all(map(math.isfinite, shares)) else (1.0,) * len(shares)
 
 
-def measured_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
+def draft_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
     """What sublayers cost a draft step: by what a step loses that leaves all of a kind out.
 
     Layers are taken to be alike: each stands for all of its kind.

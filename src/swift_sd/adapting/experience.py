@@ -39,7 +39,7 @@ from swift_sd.model.tree_check import why_no_trees
 
 MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
-NOTHING = (
+REMEDY = (
     "leave it out, or set none of layer_set, skip_ratio, early_stop, max_draft_tokens=0 and "
     'drafters without "model"'
 )
@@ -120,7 +120,7 @@ class Experience:
     def _learning(self) -> Keeper:
         if self._keeper is None:
             raise ConfigError(
-                f"with these settings nothing is learned that could be kept: {NOTHING}"
+                f"with these settings nothing is learned that could be kept: {REMEDY}"
             )
         return self._keeper
 
@@ -255,7 +255,7 @@ class Experience:
             return Keeper(self._model, profile)
         if profile is not None and profile != AUTO:
             raise ConfigError(
-                f"with these settings nothing is learned, so a profile has no place: {NOTHING}"
+                f"with these settings nothing is learned, so a profile has no place: {REMEDY}"
             )
         return None
 

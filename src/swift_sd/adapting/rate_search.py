@@ -262,14 +262,9 @@ class RateSearch:
         return search
 
 
-def check_saved(data: Any, depth: int) -> LayerSet:
-    """The best set of what `RateSearch.to_dict` wrote.
-
-    Raises:
-        LayerSetError: `from_dict` would not accept it for a model of `depth` layers.
-    """
+def check_saved(data: Any, depth: int) -> None:
+    """Raise `LayerSetError` if `RateSearch.from_dict` would not take it for so many layers."""
     _parsed(data, depth)
-    return LayerSet.from_dict(data["best"])
 
 
 def _parsed(data: Any, depth: int) -> tuple[dict[LayerSet, _Score], int, bool]:

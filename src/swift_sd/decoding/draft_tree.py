@@ -73,16 +73,6 @@ class DraftTree:
         return seen
 
     @cached_property
-    def depths(self) -> Tensor:
-        """How many tokens each row lies behind the last one, `[rows]`, int64; row 0 is at 0."""
-        return self.ancestry.sum(dim=1) - 1
-
-    @cached_property
-    def depth(self) -> int:
-        """Tokens on the longest path."""
-        return int(self.depths.max())
-
-    @cached_property
     def main_chain(self) -> list[int]:
         """The rows from the first node on that follow each other by each one's first child."""
         first: dict[int, int] = {}

@@ -53,7 +53,7 @@ class RecallDrafter:
         """Speed to expect of a round with what `propose` returns next: see `CostGrowth`."""
         self._copies.extend(state.tokens[0, len(self._copies) :].tolist())
         self._latest = _two_latest(state)
-        self._foreseen = self._grown(state, DraftTree(), budget)
+        self._foreseen = self.extended(state, DraftTree(), budget)
         self._offer = self._growth.pruned(self._foreseen)
         return self._growth.promise(self._offer)
 
@@ -65,10 +65,6 @@ class RecallDrafter:
         """What it foresees, as far as another drafter had better read it at once: see `Growth`."""
         chain = self._foreseen.kept([row - 1 for row in self._foreseen.main_chain])
         return list(chain.tokens[: self._growth.head_start(chain)])
-
-    def extended(self, state: DecodingState, tree: DraftTree, budget: int) -> DraftTree:
-        """What comes behind the main chain of another drafter's `tree`, added to it."""
-        return self._grown(state, tree, budget)
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`; told of every round, whoever proposed."""
@@ -89,8 +85,12 @@ class RecallDrafter:
             calibration = self._growth.calibrations[foreseen.sources[node]]
             calibration.tell(foreseen.chances[node], foreseen.tokens[node] == token)
 
-    def _grown(self, state: DecodingState, tree: DraftTree, budget: int) -> DraftTree:
-        """`tree` with further nodes behind the tip of its main chain, the likeliest first."""
+    def extended(self, state: DecodingState, tree: DraftTree, budget: int) -> DraftTree:
+        """`tree` with further nodes behind the tip of its main chain, the likeliest first.
+
+        Args:
+            tree: what another drafter has proposed, or nothing.
+        """
         tokens, parents = list(tree.tokens), list(tree.parents)
         chances, sources = list(tree.chances), list(tree.sources)
         tip, reach, chain = ROOT, 1.0, tree.main_chain

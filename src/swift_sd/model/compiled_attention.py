@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,17 +34,26 @@ class RowPaths:
     """Which of the newest rows each of them follows, itself included, for all layers of a forward.
 
     Args:
-        paths: ascending numbers of rows for each row; None where they follow one by one.
+        ancestry: `[rows, rows]`, bool, on the CPU; None where they follow one by one.
         rows: how many there are.
+
+    Attributes:
+        lengths: of each row's path, `[rows]`, int32.
+        table: the numbers of its rows in ascending order, `[rows, rows]`, int32; what is behind
+            them means nothing.
     """
 
-    def __init__(self, paths: Sequence[Sequence[int]] | None, rows: int) -> None:
-        self.paths = paths if paths is not None else [range(row + 1) for row in range(rows)]
-        self.is_chain = paths is None
-        self.lengths = torch.tensor([len(path) for path in self.paths], dtype=torch.int32)
-        self.table = torch.zeros(rows, rows, dtype=torch.int32)
-        for row, path in enumerate(self.paths):
-            self.table[row, : len(path)] = torch.tensor(list(path), dtype=torch.int32)
+    def __init__(self, ancestry: Tensor | None, rows: int) -> None:
+        self.is_chain = ancestry is None
+        seen = torch.ones(rows, rows).tril().bool() if ancestry is None else ancestry
+        self.lengths = seen.sum(dim=1, dtype=torch.int32)
+        self.table = (~seen).int().argsort(dim=1, stable=True).int()
+
+    @cached_property
+    def paths(self) -> list[list[int]]:
+        """The same as numbers."""
+        lengths = self.lengths.tolist()
+        return [row[:length] for row, length in zip(self.table.tolist(), lengths, strict=True)]
 
 
 def compiled_attention(

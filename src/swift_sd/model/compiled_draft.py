@@ -94,16 +94,14 @@ class CompiledWeights:
         attention = layout.layers[0].self_attn
         self._rotary, self.embedding = layout.rotary, layout.embedding
         self.windows = attention_windows(model.config)
-        self.depth, self.hidden = len(layout.layers), layout.hidden
-        self.head_dim = attention.head_dim
+        self.depth, head_dim = len(layout.layers), attention.head_dim
         self.vocabulary = layout.head.weight.shape[0]
-        self.dtype = model.dtype
         self.struct = _Draft(
             self.depth,
-            self.hidden,
-            attention.q_proj.weight.shape[0] // self.head_dim,
-            attention.k_proj.weight.shape[0] // self.head_dim,
-            self.head_dim,
+            layout.hidden,
+            attention.q_proj.weight.shape[0] // head_dim,
+            attention.k_proj.weight.shape[0] // head_dim,
+            head_dim,
             layout.layers[0].mlp.down_proj.weight.shape[1],
             config.rms_norm_eps,
             model.dtype == torch.float32,

@@ -104,12 +104,8 @@ class CompiledTarget:
         """See `View.forward`; the cache is not empty, the batch is one."""
         rows = tokens.shape[1]
         kept = keep or rows
-        if ancestry is None:
-            paths = RowPaths(None, rows)
-            places = torch.arange(cache.cursor, cache.cursor + rows)
-        else:
-            paths = RowPaths([row.nonzero()[:, 0].tolist() for row in ancestry], rows)
-            places = cache.cursor - 1 + ancestry.sum(dim=1)
+        paths = RowPaths(ancestry, rows)
+        places = cache.cursor - 1 + paths.lengths.long()
         hidden = self._embedding(tokens).contiguous().clone()
         tables = [table.contiguous() for table in self._rotary(hidden, places.unsqueeze(0))]
         logits: Tensor = hidden.new_empty(1, kept, self._vocabulary)

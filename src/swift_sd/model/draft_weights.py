@@ -89,10 +89,13 @@ class DraftWeights:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Ready for JSON: bits, relative error of the logits, bytes, seconds that it took."""
-        reason = {} if self.why_not_rounded is None else {"why_not_rounded": self.why_not_rounded}
+        """Ready for JSON: bits, relative error of the logits, bytes, seconds that it took.
+
+        And if they are not rounded, or not read by compiled code, why not.
+        """
+        reasons = {"rounded": self.why_not_rounded, "compiled": self.why_not_compiled}
         return {
-            **reason,
+            **{f"why_not_{what}": reason for what, reason in reasons.items() if reason is not None},
             "bits": self.bits,
             "relative_error": self.error,
             "bytes": self.bytes,

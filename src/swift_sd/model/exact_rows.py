@@ -64,7 +64,7 @@ def attention_row_by_row(
     for row, path in enumerate(paths.paths):
         end = start + len(path)
         for part, kept in zip((key, value), own, strict=False):
-            part[:, :, start:end] = kept[:, :, list(path)]
+            part[:, :, start:end] = kept[:, :, path]
         seen = slice(max(0, end - window), end)
         output, _ = sdpa_attention_forward(
             module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], None, **options
@@ -134,8 +134,7 @@ class ExactRows(View):
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
     ) -> Tensor:
         """See `View.forward`."""
-        paths = None if ancestry is None else [row.nonzero()[:, 0].tolist() for row in ancestry]
-        self._config.swift_sd_paths = RowPaths(paths, tokens.shape[1])
+        self._config.swift_sd_paths = RowPaths(ancestry, tokens.shape[1])
         try:
             return super().forward(tokens, cache, keep=keep, ancestry=ancestry)
         finally:
