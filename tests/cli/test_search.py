@@ -96,7 +96,7 @@ def test_a_terminal_of_80_columns_shows_how_far_it_is_and_the_time_left(search, 
     assert status == 0
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", err)
     lines = re.split(r"[\r\n]+", shown)
-    whole = r"(8|16) bits, \d+ candidates? +\S+ +[1-8]/8 +\d:\d\d:\d\d left \d:\d\d:\d\d"
+    whole = r"drafts in (8|16) bits +\S+ +[1-8]/8 +\d:\d\d:\d\d left \d:\d\d:\d\d"
     assert [line for line in lines if re.search(whole, line)], shown
     assert max(map(len, lines)) <= 80
     assert "the search" in out

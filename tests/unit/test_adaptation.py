@@ -93,7 +93,7 @@ def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, plant
 
 
 @pytest.mark.parametrize(
-    ("tokens", "rounds", "begins"), [(1, 40, False), (3, 40, True), (1, 400, False), (1, 450, True)]
+    ("tokens", "rounds", "begins"), [(1, 50, False), (3, 50, True), (1, 440, False), (1, 600, True)]
 )
 def test_the_first_look_is_soon_where_drafts_have_won_the_time_for_it(
     tokens, rounds, begins, planted

@@ -10,6 +10,7 @@ import torch
 from swift_sd import LayerSet
 from swift_sd.adapting import adaptation as adapting
 from swift_sd.adapting.adaptation import AT_ONCE, LOOKED_AT, Adaptation
+from swift_sd.adapting.allowance import PROBE, Allowance
 from swift_sd.adapting.basis import seconds_to_measure
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.governor import Purse
@@ -111,7 +112,19 @@ def test_a_settled_search_takes_two_percent_of_the_time(seed, monkeypatch):
     assert not found[harm > 0].any()
     searched, time = stream.spent["searching"], stream.time
     stream.run(3000)
-    assert stream.spent["searching"] - searched <= 0.02 * (stream.time - time)
+    assert stream.spent["searching"] - searched <= 0.006 * (stream.time - time)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_search_that_has_ended_looks_again_after_a_time_that_pays_for_it(eager):
+    allowance, score = Allowance(Pace(torch.device("cpu"), PACE), eager=eager), 3.0
+    for _ in range(2):
+        allowance.spend(score, scored=True, doubted=False)
+        for _ in range(math.ceil(score / PROBE) - 1):
+            assert not allowance.affords_probe
+            allowance.elapse(Step((1,), verify=STEP))
+        allowance.elapse(Step((1,), verify=STEP))
+        assert allowance.affords_probe != eager
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,10 +8,12 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.drafting.growth import MAX_NODES
+from swift_sd.model import exact_linear
 from swift_sd.model.exact_linear import (
     EVERY,
     MOST,
     ColumnMajor,
+    InPieces,
     as_it_is,
     exact_forms,
     put_around,
@@ -106,12 +108,43 @@ def test_forms_compute_what_the_layer_computes():
         assert torch.equal(form(linear)(rows[:, :1]), linear(rows[:, :1]))
 
 
-def test_the_share_of_rows_computed_alone_is_limited():
-    model = tiny_model("llama", hidden_size=64, intermediate_size=2048)  # float32: orders differ
-    forms = exact_forms(model, 1.0)
-    assert as_it_is not in forms.values()
-    if row_by_row in forms.values():
-        assert exact_forms(model, 0.0) is None
+def test_the_share_of_rows_computed_alone_is_limited(monkeypatch):
+    model = tiny_model("llama")
+    alone = model.lm_head.weight.numel() / sum(
+        module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear)
+    )
+
+    def form(linear, kernels):
+        return row_by_row if linear is model.lm_head else as_it_is
+
+    monkeypatch.setattr(exact_linear, "_exact_form", form)
+    assert exact_forms(model, alone - 0.01) is None
+    assert exact_forms(model, alone + 0.01)["lm_head"] is row_by_row
+
+
+@pytest.mark.parametrize("form", [as_it_is, ColumnMajor, row_by_row])
+def test_models_may_flatten_rows_before(form):
+    linear = nn.Linear(2 * MOST, 24)
+    rows = torch.randn(1, 3, 2 * MOST)
+    around = put_around(linear, form)
+    torch.testing.assert_close(around(rows[0]), linear(rows)[0])
+    torch.testing.assert_close(around(rows), linear(rows))
+
+
+@pytest.mark.parametrize("form", [as_it_is, ColumnMajor])
+def test_what_has_become_another_layer_goes_row_by_row(form):
+    class Adapted(nn.Linear):
+        pass
+
+    around = put_around(Adapted(40, 24), form)
+    assert (type(around), around.most) == (InPieces, 1)
+
+
+def test_a_wide_model_that_flattens_rows_is_served():
+    model = tiny_model("opt", hidden_size=128, word_embed_proj_dim=128, ffn_dim=256)
+    ids = torch.randint(3, 90, (1, 9), generator=torch.Generator().manual_seed(0))
+    arguments = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
+    assert torch.equal(Swift(model).generate(ids, **arguments), model.generate(ids, **arguments))
 
 
 def test_the_model_is_not_touched(model):

@@ -7,7 +7,6 @@ import pytest
 
 from swift_sd import Profile
 from swift_sd.adapting import fingerprint
-from swift_sd.adapting import keeper as keepers
 from swift_sd.adapting import profile as profiles
 from swift_sd.adapting.keeper import Keeper
 
@@ -54,24 +53,17 @@ def test_what_is_learned_while_a_profile_is_written_is_written_next(keeper_of, m
         assert Profile.load(profiles.automatic_path(model_of())).learned == {"kinds": [told]}
 
 
-def test_saving_looks_at_the_weights_and_the_processor_once(keeper_of, monkeypatch):
+def test_saving_looks_at_the_processor_once(keeper_of, monkeypatch):
     adaptation, looked = SimpleNamespace(told=0, to_dict=dict), []
-    keeper = keeper_of(adaptation)
-    identify, read = fingerprint.model_fingerprint, Path.read_text
-
-    def identified(model):
-        looked.append("weights")
-        return identify(model)
+    keeper, read = keeper_of(adaptation), Path.read_text
 
     def read_text(path, *args, **kwargs):
         looked.append(str(path))
         return read(path, *args, **kwargs)
 
-    monkeypatch.setattr(keepers, "model_fingerprint", identified, raising=False)
-    monkeypatch.setattr(profiles, "model_fingerprint", identified)
     monkeypatch.setattr(Path, "read_text", read_text)
     fingerprint.processor.cache_clear()
     for told in (1, 2, 3):
         adaptation.told = told
         keeper.update()
-    assert sorted(looked) == ["/proc/cpuinfo", "weights"]
+    assert looked == ["/proc/cpuinfo"]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import errno
+import io
 import json
 import os
 from dataclasses import replace
@@ -176,11 +177,11 @@ def at_the_folder(monkeypatch):
 
 
 def at_writing(monkeypatch):
-    usual = profiles.Path.open
-    to_full = profiles.Path("/dev/full")  # takes nothing, as a disk without space
-    monkeypatch.setattr(
-        profiles.Path, "open", lambda _, *args, **kwargs: usual(to_full, *args, **kwargs)
-    )
+    class Full(io.StringIO):
+        def write(self, text):
+            full_disk(None)
+
+    monkeypatch.setattr(profiles.Path, "open", lambda *_, **__: Full())
 
 
 def at_syncing(monkeypatch):

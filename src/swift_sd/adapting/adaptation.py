@@ -201,7 +201,7 @@ class Adaptation:
             needed = seconds_to_measure(self._pace, LOOKED_AT, kind.influence, self._costs)
             return self._allowance.affords_start(kind.promise, needed)
         if search.is_finished:
-            return self._allowance.affords_probe
+            return self._sublayers.depth > 2 and self._allowance.affords_probe
         return self._allowance.affords_score(search.hope / search.gain)
 
     def _doubt(self, met: Met, state: DecodingState, tokens: int, view: AnyDraft) -> None:

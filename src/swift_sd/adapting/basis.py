@@ -19,6 +19,7 @@ from swift_sd.model.sublayers import Sublayers
 
 TURNS = 3  # of which the quickest counts
 DRAFT_STEPS = 2.5  # of each turn, about
+UNCOMPILED = 2.0  # times what a verification takes
 
 
 def measured_influence(
@@ -85,7 +86,8 @@ def seconds_to_measure(
     pace: Pace, tokens: int, influence: tuple[float, ...] | None, costs: Costs | None
 ) -> float:
     """What measuring what is None is expected to take, influence on so many tokens."""
-    reading = (pace.verify(tokens) or 0.0) if influence is None else 0.0
+    # What is read with meters is not read by compiled code.
+    reading = UNCOMPILED * (pace.verify(tokens) or 0.0) if influence is None else 0.0
     step = pace.draft_step or pace.step or 0.0
     return reading + (DRAFT_STEPS * TURNS * step if costs is None else 0.0)
 

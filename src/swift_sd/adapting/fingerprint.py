@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+SCHEME = 2  # of digests: those of another one cannot be compared
 NUMBERS = 16  # of each tensor are looked at
 WIDE = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions that decide what a step costs
 
 
 def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
-    """The model's shape and a digest of a few numbers of each tensor: no two checkpoints agree.
+    """The model's shape and a digest of a few numbers of each parameter, which training moves.
 
     The weights are rounded to bfloat16 first: a checkpoint is the same model in either precision.
     """
@@ -24,18 +25,17 @@ def model_fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     digest, numbers = hashlib.sha256(), []
     for parameter in model.parameters():
         flat = parameter.detach().reshape(-1)
-        places = torch.tensor(_spread(len(flat), NUMBERS), device=flat.device)
+        places = torch.tensor(_spread(len(flat), NUMBERS), dtype=torch.long, device=flat.device)
         numbers.append(flat[places].to(torch.bfloat16).view(torch.int16))
         digest.update(str(tuple(parameter.shape)).encode())
-    for device in sorted({str(some.device) for some in numbers}):  # one answer from each
-        there = [some for some in numbers if str(some.device) == device]
-        digest.update(torch.cat(there).cpu().numpy().tobytes())
+    first = numbers[0].device  # which sends one answer
+    digest.update(torch.cat([some.to(first) for some in numbers]).cpu().numpy().tobytes())
     return {
         "family": str(model.config.model_type),
         "depth": int(config.num_hidden_layers),
         "hidden": int(config.hidden_size),
         "vocabulary": int(config.vocab_size),
-        "digest": digest.hexdigest()[:16],
+        "digest": f"{SCHEME}-{digest.hexdigest()[:16]}",
     }
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -90,8 +88,9 @@ class Keeper:
         """What is known now."""
         assert self._adaptation is not None
         study = self._known.study if self._known is not None else {}
-        learned, machine = self._adaptation.to_dict(), machine_fingerprint(self._model)
-        return Profile(self._identity, machine, learned, bits=self.bits, study=study)
+        identity, machine = model_fingerprint(self._model), machine_fingerprint(self._model)
+        learned = self._adaptation.to_dict()
+        return Profile(identity, machine, learned, bits=self.bits, study=study)
 
     def update(self) -> None:
         """Write what has been learned since the last time, if it is to be kept."""
@@ -112,10 +111,6 @@ class Keeper:
         except ProfileError as error:
             self._path = None
             _tell(f"{error}. What is learned about drafting will not be kept")
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        return model_fingerprint(self._model)
 
     @property
     def _is_of_here(self) -> bool:

@@ -97,9 +97,9 @@ class PaperSearch:
 def upper_confidence_bound(sets: Array, scores: Array, seed: int) -> Array:
     """Where a Gaussian process sees the highest bound of the score, `[sublayers]`, 0 to 1.
 
-    The best of many points at random. `BayesianOptimization.suggest` would go on from ten of them,
-    by gradients taken by differences: in a hundred dimensions that takes seconds to minutes, and
-    what it finds is rounded to a set all the same.
+    The best of many points at random, of a process fitted once. `BayesianOptimization.suggest`
+    would fit it six times and go on from ten points by gradients taken by differences: in a hundred
+    dimensions that takes seconds to minutes, and what it finds is rounded to a set all the same.
     """
     # Heavy: only the paper's search pays for it.
     from bayes_opt.acquisition import UpperConfidenceBound

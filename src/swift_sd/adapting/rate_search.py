@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from swift_sd.adapting.costs import Costs
-from swift_sd.adapting.harms import Harms
+from swift_sd.adapting.harms import LEAST_MISFIT, MISFIT, Harms
 from swift_sd.adapting.objective import Array, Rates, layer_set_of, sublayer_bits
 from swift_sd.adapting.search import is_matchness
 from swift_sd.errors import LayerSetError
@@ -188,10 +188,12 @@ class RateSearch:
             self._stale, self._mark = 0, self.gain
 
     def _surpasses(self, layer_set: LayerSet, score: float, trials: int) -> bool:
-        """Whether a score is better than any draw expects, by two standard deviations."""
+        """Whether a score is better than any draw expects, by 2.5 standard deviations."""
         harms = self._harms.draws @ sublayer_bits(layer_set) + self._harms.rounding
-        most = float(np.exp(-harms.min()))
-        return score > most + 2 * math.sqrt(most * (1 - most) / trials)
+        least = float(harms.min())
+        most = math.exp(-least)
+        misfit = most * (LEAST_MISFIT + MISFIT * least)
+        return score > most + 2.5 * math.sqrt(most * (1 - most) / trials + misfit**2)
 
     def _tells(self, layer_set: LayerSet) -> bool:
         """Whether its score is not known beforehand."""

@@ -96,7 +96,9 @@ def notes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 def _model(run: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Which model a run was of: by its weights where both say, else by its name."""
     digests = [(one["environment"].get("model") or {}).get("digest") for one in (run, other)]
-    return {"model": digests[0] if all(digests) else short_name(run["settings"]["model"])}
+    # Before digests told their scheme they were shorter.
+    comparable = all(digests) and len({len(str(digest)) for digest in digests}) == 1
+    return {"model": digests[0] if comparable else short_name(run["settings"]["model"])}
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -135,6 +135,8 @@ def _draft_views(results: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{view['bytes'] / 2**20:,.0f} MiB beside the model; "
                 f"relative error of the logits {view['relative_error']:.1%}"
             )
+            if reason := view.get("why_not_compiled"):
+                words += f"; in torch's kernels, as {reason}"
         if view.get("step_seconds"):
             words += f"; a step of a draft takes {1e3 * view['step_seconds']:.1f} ms"
         found[record["method"]] = words

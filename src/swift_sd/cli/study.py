@@ -73,10 +73,8 @@ class Study:
 
     @property
     def progress(self) -> str:
-        """The same in few words, for a line that has room for little more."""
-        kinds = self._known[self._bits].learned["kinds"]
-        tried = sum(kind["search"]["told"] for kind in kinds if kind["search"] is not None)
-        return f"{self._bits} bits, {tried} {'candidate' if tried == 1 else 'candidates'}"
+        """What a line tells that has room for little more."""
+        return f"drafts in {self._bits} bits"
 
     @property
     def verdict(self) -> str:

@@ -196,7 +196,7 @@ class CompiledDraft:
         logits = torch.full((1, kept, weights.vocabulary), -torch.inf)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
-            cache_rows(cache, count, self._weights.windows),
+            cache_rows(cache, count, weights.windows),
             self._skips,
             Pointer(hidden.data_ptr()),
             Whole(count),

@@ -11,7 +11,20 @@ from torch import Tensor, nn
 STRIDE = 64  # see native/rows.c
 
 
-class CompiledRows(nn.Module):
+class Around(nn.Module):
+    """What is put around a linear layer; some models ask it for the layer's weight."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear: Any = linear
+
+    @property
+    def weight(self) -> Any:
+        """As the layer has it."""
+        return self.linear.weight
+
+
+class CompiledRows(Around):
     """Computes each row of `[batch, rows, in]` as torch computes it alone.
 
     In the order of processors without instructions for bfloat16, where torch takes the time of one
@@ -25,8 +38,7 @@ class CompiledRows(nn.Module):
     """
 
     def __init__(self, library: Any, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear: Any = linear
+        super().__init__(linear)
         self._library = library
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -18,11 +18,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from swift_sd.model.compiled_rows import CompiledRows, can_be_compiled
+from swift_sd.model.compiled_rows import Around, CompiledRows, can_be_compiled
 from swift_sd.model.stubs import replaced
 
 ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU,
-MORE = (33, 65)  # and these where they are not computed in compiled code, which does not count them
+MORE = (
+    17,
+    24,
+    32,
+    33,
+    48,
+    64,
+    65,
+)  # and these where they are not computed in compiled code, which does not count them
 MOST = 65  # rows at once: what follows for larger drafts, as the paper's may be, was not tried
 EVERY = tuple(range(2, MOST + 1))  # on a GPU, where each number may have a kernel of its own
 OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
@@ -35,19 +43,6 @@ Forms = Mapping[str, Form]
 def as_it_is(linear: nn.Module) -> nn.Module:
     """The linear layer needs nothing around it."""
     return linear
-
-
-class Around(nn.Module):
-    """What is put around a linear layer; some models ask it for the layer's weight."""
-
-    def __init__(self, linear: nn.Module) -> None:
-        super().__init__()
-        self.linear = linear
-
-    @property
-    def weight(self) -> Any:
-        """As the layer has it."""
-        return self.linear.weight
 
 
 class ColumnMajor(Around):
@@ -71,11 +66,13 @@ class InPieces(Around):
         self.most = most
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """`[batch, rows, out]`."""
-        if hidden_states.shape[1] <= self.most:
+        """`[batch, rows, out]`, or `[rows, out]` in models that flatten them before."""
+        dim = min(hidden_states.dim() - 2, 1)
+        if hidden_states.shape[dim] <= self.most:
             output: Tensor = self.linear(hidden_states)
             return output
-        return torch.cat([self.linear(rows) for rows in _pieces(hidden_states, self.most)], dim=1)
+        pieces = torch.split(hidden_states, self.most, dim)
+        return torch.cat([self.linear(rows) for rows in pieces], dim)
 
 
 def row_by_row(linear: nn.Module) -> nn.Module:
@@ -116,13 +113,11 @@ def exact_forms(
 
 def put_around(linear: nn.Module, form: Form) -> nn.Module:
     """As found, unless the layer has become another one since."""
-    if isinstance(form, partial):
-        return form(linear) if can_be_compiled(linear) else row_by_row(linear)
-    return form(linear) if form is row_by_row else InPieces(form(linear), MOST)
-
-
-def _pieces(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[:, begin : begin + size] for begin in range(0, rows.shape[1], size)]
+    is_another = isinstance(form, partial) and not can_be_compiled(linear)
+    if is_another or type(linear) not in (nn.Linear, Conv1D):
+        return row_by_row(linear)
+    is_whole = form is row_by_row or isinstance(form, partial)
+    return form(linear) if is_whole else InPieces(form(linear), MOST)
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from swift_sd.model.target import Target
 from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError, find_kernels
 
-READ = 20  # tokens of a prompt, more than are ever verified together in a trial
+READ = 20  # tokens of a prompt in a trial
 MANY = 130  # rows of a linear layer: torch may take sums in another order for so many
 # Of all weights that a step reads, how many may be read once for each row.
 MOST_ALONE = {"auto": 0.25, "strict": 1.0}
