@@ -8,8 +8,8 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 SHARE = 0.004  # of all time, what the search may take,
-# and beyond that as large a share as the gain in sight, at most this one, of the time that plain
-# decoding would have taken: it pays where a stream goes on for as long as it has.
+# and beyond that as large a share as the gain in sight, at most this one: it pays where a stream goes
+# on for as long as it has.
 MOST = 0.06
 # What the first look may take: of all time, and of the time that drafts have won.
 START, STAKE = 0.02, 0.12
@@ -18,7 +18,7 @@ START, STAKE = 0.02, 0.12
 PROBE = 0.002
 DOUBT = 0.01  # of all time, for looking whether a set that wins is of use for an unusual prompt
 # Of late, what scores may take at most: what was saved up long ago is not spent on one answer.
-LATELY, FADE = 0.15, 0.98  # the weight of rounds before
+LATELY, FADE = 0.1, 0.98  # the weight of rounds before
 
 
 class Allowance:
@@ -98,9 +98,8 @@ class Allowance:
     def _affords(self, needed: float, sight: float, more: float) -> bool:
         if self._eager or not self._pace.step:
             return self._pace.step is not None
-        share = min(sight, MOST) - SHARE
-        more = max(more, share * (self._elapsed + self._won), 0.0)
-        return self._spent + needed <= SHARE * self._elapsed + more
+        more = max(more, (min(sight, MOST) - SHARE) * self._elapsed)
+        return self._spent + needed <= SHARE * self._elapsed + max(more, 0.0)
 
     def _value(self) -> None:
         """Count what tokens would have cost without drafts."""
