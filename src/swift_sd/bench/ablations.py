@@ -8,7 +8,6 @@ from swift_sd.bench.method import register
 from swift_sd.bench.methods import Default
 from swift_sd.config import SwiftConfig
 from swift_sd.model.layer_set import LayerSet
-from swift_sd.model.sublayers import find_sublayers
 
 
 def _register(name: str, about: str, **settings: Any) -> None:
@@ -33,6 +32,8 @@ class NoSkipping(Default):
 
     def config(self) -> SwiftConfig:
         """See `Plain.config`."""
+        from swift_sd.model.sublayers import find_sublayers  # not before torch is wanted
+
         depth = find_sublayers(self.subject.model).depth
         return SwiftConfig(layer_set=LayerSet.none(depth))
 
