@@ -8,8 +8,8 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 SHARE = 0.004  # of all time, what the search may take,
-# and beyond that as large a share as the gain in sight, at most this one: it pays where a stream goes
-# on for as long as it has.
+# and beyond that as large a share as the gain in sight, at most this one: it pays where a stream
+# goes on for as long as it has.
 MOST = 0.06
 # What the first look may take: of all time, and of the time that drafts have won.
 START, STAKE = 0.02, 0.12
