@@ -32,8 +32,8 @@ class Allowance:
     def __init__(self, pace: Pace, *, eager: bool) -> None:
         self._pace, self._eager = pace, eager
         self._elapsed = self._won = self._spent = self._doubted = 0.0
-        self._since = 0.0  # the latest score
         self._late = self._late_spent = 0.0  # the same, of late
+        self._since = 0.0  # since the latest score
         self._tokens = 0  # that came out, whose worth is not counted yet
         self._latest: float | None = None  # of the latest score
 

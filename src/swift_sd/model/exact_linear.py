@@ -22,15 +22,8 @@ from swift_sd.model.compiled_rows import Around, CompiledRows, can_be_compiled
 from swift_sd.model.stubs import replaced
 
 ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU,
-MORE = (
-    17,
-    24,
-    32,
-    33,
-    48,
-    64,
-    65,
-)  # and these where they are not computed in compiled code, which does not count them
+# and these of torch's own forms: compiled code does not count its rows.
+MORE = (17, 24, 32, 33, 48, 64, 65)
 MOST = 65  # rows at once: what follows for larger drafts, as the paper's may be, was not tried
 EVERY = tuple(range(2, MOST + 1))  # on a GPU, where each number may have a kernel of its own
 OUTPUTS = 200_000  # numbers to compare for each; one in 10,000 differs where the order does
