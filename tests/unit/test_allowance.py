@@ -10,7 +10,7 @@ import torch
 from swift_sd import LayerSet
 from swift_sd.adapting import adaptation as adapting
 from swift_sd.adapting.adaptation import AT_ONCE, LOOKED_AT, Adaptation
-from swift_sd.adapting.allowance import PROBE, Allowance
+from swift_sd.adapting.allowance import MOST, PROBE, Allowance
 from swift_sd.adapting.basis import seconds_to_measure
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.governor import Purse
@@ -125,6 +125,21 @@ def test_a_search_that_has_ended_looks_again_after_a_time_that_pays_for_it(eager
             allowance.elapse(Step((1,), verify=STEP))
         allowance.elapse(Step((1,), verify=STEP))
         assert allowance.affords_probe != eager
+
+
+def test_the_first_score_is_expected_to_take_what_the_first_look_took():
+    allowance = Allowance(Pace(torch.device("cpu"), PACE), eager=False)
+
+    def go_on(rounds):
+        for _ in range(rounds):
+            allowance.elapse(Step((1,), verify=STEP))
+        return allowance.affords_score(2.0)
+
+    allowance.spend(20 * STEP, scored=False, doubted=False)
+    assert not go_on(math.floor(40 / MOST) - 1)
+    assert go_on(2)
+    allowance.spend(STEP, scored=True, doubted=False)  # the next one costs as little, it is supposed
+    assert go_on(1)
 
 
 @pytest.mark.parametrize("seed", range(3))

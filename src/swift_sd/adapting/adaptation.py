@@ -37,7 +37,7 @@ from swift_sd.model.view import View
 LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
 DIFFERENT = 0.1  # of all sublayers
-AT_ONCE = 16  # plain rounds for one look: where a step takes a millisecond, it is no trifle
+AT_ONCE = 32  # plain rounds for one look: where a step takes a millisecond, it is no trifle
 
 
 class Adaptation:

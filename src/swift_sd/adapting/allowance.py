@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.pace import Pace
 
@@ -34,19 +36,13 @@ class Allowance:
         self._elapsed = self._won = self._spent = self._doubted = 0.0
         self._late = self._late_spent = 0.0  # the same, of late
         self._since = 0.0  # since the latest score
-        self._tokens = 0  # that came out, whose worth is not counted yet
-        self._latest: float | None = None  # of the latest score
+        self._rounds: deque[Step] = deque()  # not accounted for yet
+        # Of the latest score; before there is one, of the first look, which takes about as long.
+        self._latest: float | None = None
 
     def elapse(self, step: Step) -> None:
         """Count a round, or the reading of a prompt, which plain decoding does as well."""
-        seconds = step.seconds
-        self._elapsed += seconds
-        self._since += seconds
-        self._late = FADE * self._late + seconds
-        self._late_spent *= FADE
-        if not step.prefill:
-            self._won -= seconds
-            self._tokens += len(step.tokens)
+        self._rounds.append(step)
 
     def spend(self, seconds: float, *, scored: bool, doubted: bool) -> None:
         """Count what the search took.
@@ -55,9 +51,12 @@ class Allowance:
             scored: whether for a score, rather than for a first look.
             doubted: whether it was paid for by what doubts may take.
         """
+        self._account()
         self._late_spent += seconds
+        if scored or self._latest is None:
+            self._latest = seconds
         if scored:
-            self._latest, self._since = seconds, 0.0
+            self._since = 0.0
         if doubted:
             self._doubted += seconds
         else:
@@ -70,19 +69,20 @@ class Allowance:
             promise: multiple of plain decoding's speed to hope for.
             needed: seconds of its first look.
         """
-        self._value()
+        self._account()
         more = max((START - SHARE) * self._elapsed, STAKE * self._won)
         return self._affords(needed, promise - 1, more)
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
-        self._value()
+        self._account()
         is_much = self._late_spent > LATELY * self._late
         return (self._eager or not is_much) and self._affords(self._score, hope - 1, 0.0)
 
     @property
     def affords_probe(self) -> bool:
         """Whether a search that has ended may score a set, to see whether it is still right."""
+        self._account()
         is_due = not self._eager and self._score <= PROBE * self._since
         return is_due and self.affords_score(1.0)
 
@@ -91,7 +91,7 @@ class Allowance:
         """Whether a set may be scored only to see whether it is of use for a prompt."""
         if self._eager or not self._pace.step:
             return self._eager
-        self._value()
+        self._account()
         most = min(DOUBT * self._elapsed, STAKE * self._won)
         return self._doubted + self._score <= most
 
@@ -101,10 +101,18 @@ class Allowance:
         more = max(more, (min(sight, MOST) - SHARE) * self._elapsed)
         return self._spent + needed <= SHARE * self._elapsed + max(more, 0.0)
 
-    def _value(self) -> None:
-        """Count what tokens would have cost without drafts."""
-        self._won += self._tokens * (self._pace.step or 0.0)
-        self._tokens = 0
+    def _account(self) -> None:
+        """Together, and not round by round: where a step takes a millisecond, it is no trifle."""
+        plain = self._pace.step or 0.0
+        while self._rounds:
+            step = self._rounds.popleft()
+            seconds = step.seconds
+            self._elapsed += seconds
+            self._since += seconds
+            self._late = FADE * self._late + seconds
+            self._late_spent *= FADE
+            if not step.prefill:  # what tokens would have cost without drafts, less what they did
+                self._won += len(step.tokens) * plain - seconds
 
     @property
     def _score(self) -> float:

@@ -30,7 +30,7 @@ PLAIN_FIRST = 2  # such measurements before anything is drafted
 # Where a step takes less seconds than that, they are taken behind so many others: behind a draft,
 # so small a model has lost its weights from the processor's cache, and a plain step seems dear.
 SHORT, WARM = 0.004, 3
-AT_ONCE = 8  # plain rounds accounted for together: where a step takes a millisecond, it matters
+AT_ONCE = 32  # plain rounds accounted for together: where a step takes a millisecond, it matters
 
 
 class Purse:

@@ -158,10 +158,11 @@ def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
     Whether it does so is for the caller to find out: torch computes many rows like one on some
     processors only. None if there are no compiled ones.
     """
+    modules = dict(model.named_modules())
     new = {
-        name: form(model.get_submodule(name))
+        name: form(modules[name])
         for name, form in forms.items()
-        if isinstance(form, partial) and can_be_compiled(model.get_submodule(name))
+        if isinstance(form, partial) and name in modules and can_be_compiled(modules[name])
     }
     return replaced(model, new) if new else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ class TreeMask:
     def __init__(self, module: nn.Module) -> None:
         config: Any = getattr(module, "config", None)
         self._config = config.get_text_config(decoder=True) if config is not None else None
-        self._windows = [None] if config is None else attention_windows(config)
+
+    @cached_property
+    def _windows(self) -> list[int | None]:
+        return [None] if self._config is None else attention_windows(self._config)
 
     @property
     def is_supported(self) -> bool:
