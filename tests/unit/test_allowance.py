@@ -138,7 +138,7 @@ def test_the_first_score_is_expected_to_take_what_the_first_look_took():
     allowance.spend(20 * STEP, scored=False, doubted=False)
     assert not go_on(math.floor(40 / MOST) - 1)
     assert go_on(2)
-    allowance.spend(STEP, scored=True, doubted=False)  # the next one costs as little, it is supposed
+    allowance.spend(STEP, scored=True, doubted=False)  # so the next one will, too
     assert go_on(1)
 
 
