@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,8 @@ from swift_sd.adapting.costs import measure_costs
 from swift_sd.decoding.acceptance import accept
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.loading import DEFAULT_MODEL, load
+from swift_sd.model.compiled_draft import CompiledDraft
+from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.tree_mask import TreeMask
@@ -94,20 +97,24 @@ class Generation:
 
     def outside_forwards(self, swift: Swift, name: str, repeats: int, goal: float) -> Figure:
         inside = 0.0
-        forward = View.forward
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            begin = perf_counter()
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                inside += perf_counter() - begin
+        def timed(forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal inside
+                begin = perf_counter()
+                try:
+                    return forward(*args, **kwargs)
+                finally:
+                    inside += perf_counter() - begin
+
+            return call
 
         shares = []
         for _ in track(range(repeats), f"outside forwards, {name}", transient=True):
             inside = 0.0
-            with patch.object(View, "forward", timed):
+            with ExitStack() as watched:
+                for kind in (View, CompiledTarget, CompiledDraft):
+                    watched.enter_context(patch.object(kind, "forward", timed(kind.forward)))
                 swift.generate(**self.request)
             assert swift.trace is not None
             shares.append(1 - inside / swift.trace.seconds)
@@ -198,7 +205,10 @@ def tree_of_64() -> Figure:
 
 
 def peak_memory(model: str, dtype: str, tokens: int) -> Figure:
-    """Peak resident memory of a process that drafts ÷ of one that calls transformers."""
+    """Peak resident memory of a process that drafts ÷ of one that calls transformers.
+
+    Drafts read the model's own weights: what rounded copies take is `precisions.py`'s business.
+    """
     peaks = {}
     for way in ("transformers", "swift"):
         command = [sys.executable, __file__, "--peak-of", way, "--model", model]
@@ -214,7 +224,8 @@ def print_peak(way: str, model_name: str, dtype: str, tokens: int) -> None:
     model, _ = load(model_name, dtype=dtype)
     prompt = torch.randint(100, 1000, (1, 1024), generator=torch.Generator().manual_seed(0))
     request = {"attention_mask": torch.ones_like(prompt), "do_sample": False}
-    generate = model.generate if way == "transformers" else Swift(model).generate
+    own_weights = SwiftConfig(draft_bits=16)
+    generate = model.generate if way == "transformers" else Swift(model, None, own_weights).generate
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (Linux)
     generate(prompt, max_new_tokens=tokens, eos_token_id=None, **request)
     status = Path("/proc/self/status").read_text()

@@ -17,7 +17,7 @@ DRAFTERS = ("copying", "recycling", "model")
 
 @dataclass(frozen=True)
 class SwiftConfig:
-    """How to draft. The output does not depend on it, only the speed does.
+    """How to draft. Only the speed depends on it; `exact` says when the output does, too.
 
     Attributes:
         layer_set: sublayers that the draft skips; None to search for them.

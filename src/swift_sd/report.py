@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 BAR = 24  # characters of the longest bar in the histogram
+NOT_EXACT = (
+    "verification is not to the bit of plain decoding, with these settings or on this machine: in "
+    "16 bits another token may win where two are nearly tied"
+)
 
 
 def describe(summary: dict[str, Any], plain_step: float, search: str | None = None) -> str:
@@ -35,7 +39,9 @@ def _drafting(summary: dict[str, Any]) -> list[str]:
     beside = summary["accepted_tokens"] - on_chain
     alternatives = f", {beside} more from alternatives" if beside else ""
     again = summary["decided_again"]
-    ties = [f"{again} near-ties decided again by a forward of their own"] if again else []
+    ties = [] if summary["exact"] else [NOT_EXACT]
+    if again:
+        ties.append(f"{again} near-ties decided again by a forward of their own")
     return [
         _who(summary),
         f"{on_chain} of {summary['drafted_tokens']} draft "

@@ -94,6 +94,14 @@ SOURCES = {  # by who proposes
 }
 
 
+# What is copied and what is recycled are parts of what is recalled.
+CASES = [
+    (kind, name)
+    for kind in SOURCES
+    for name in (WARPERS if kind in ("model", "cascade", "recall") else ("unwarped", "penalty"))
+]
+
+
 class Always:
     """The drafter that costs nothing, alone or before the sub-network, in every round."""
 
@@ -134,8 +142,7 @@ def drafters(model, kind):
             )
 
 
-@pytest.mark.parametrize("name", WARPERS)
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_samples_fit_the_joint_distribution(model, kind, name):
     arguments, processors = WARPERS[name]
     ids = torch.tensor([[3, 5, 4, 6, 3, 5]])

@@ -163,6 +163,8 @@ def test_where_nothing_is_exact_near_ties_are_decided_again():
     strict = Experience(model, sublayers, SwiftConfig(exact="strict"))
     assert strict.tolerance > auto.tolerance
     assert Experience(model, sublayers, SwiftConfig(exact="off")).tolerance == 0
+    assert not auto.new_trace(prompt_tokens=1).exact
+    assert Experience(model, sublayers, SwiftConfig.plain()).new_trace(prompt_tokens=1).exact
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -176,3 +178,4 @@ def test_bfloat16_answers_are_the_plain_ones(model, seed):
         expected = model.generate(ids, **asked)
         torch.manual_seed(seed)
         assert torch.equal(swift.generate(ids, **asked), expected)
+        assert swift.trace.exact

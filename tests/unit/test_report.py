@@ -4,7 +4,7 @@ import pytest
 
 from swift_sd import LayerSet
 from swift_sd.decoding.trace import Step, Trace
-from swift_sd.report import BAR, describe
+from swift_sd.report import BAR, NOT_EXACT, describe
 
 LAYER_SET = LayerSet(6, [3, 1], [2])
 
@@ -51,6 +51,12 @@ def test_drafting_that_did_not_pay_says_so_and_what_to_do():
     report = text(DRAFTED, 6.0, plain_step=0.25)
     assert "NOT faster, 0.50x plain decoding" in report
     assert "another layer set" in report
+
+
+def test_verification_that_is_not_exact_is_said_to_be():
+    summary = Trace(LAYER_SET, DRAFTED, 6.0, exact=False).summary()
+    assert NOT_EXACT in describe(summary, 1.0)
+    assert NOT_EXACT not in text(DRAFTED, 6.0, plain_step=1.0)
 
 
 def test_acceptance_and_its_histogram_are_shown():

@@ -45,6 +45,7 @@ def test_the_summary_has_exactly_the_contracted_keys(trace):
         *("new_tokens", "seconds", "tokens_per_second", "target_forwards", "tokens_per_forward"),
         *("drafted_tokens", "accepted_tokens", "acceptance_rate", "accepted_histogram"),
         *("time_split", "layer_set", "drafters", "verified_tokens", "decided_again", "draft_view"),
+        "exact",
     }
 
 

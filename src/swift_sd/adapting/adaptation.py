@@ -11,13 +11,7 @@ from typing import Any
 from torch import nn
 
 from swift_sd.adapting.allowance import CHEAP, WINDOW, Allowance
-from swift_sd.adapting.basis import (
-    costs_from_dict,
-    costs_to_dict,
-    draft_costs,
-    measured_influence,
-    seconds_to_measure,
-)
+from swift_sd.adapting.basis import draft_costs, measured_influence, seconds_to_measure
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.kinds import Kind, Kinds, Met
 from swift_sd.adapting.matchness import Window
@@ -160,7 +154,7 @@ class Adaptation:
         with self._searching:
             return {
                 "bits": self._bits,
-                "costs": costs_to_dict(self._costs) if self._costs is not None else None,
+                "costs": self._costs.to_dict() if self._costs is not None else None,
                 "kinds": [kind.to_dict() for kind in self.kinds],
             }
 
@@ -177,7 +171,7 @@ class Adaptation:
         try:
             kinds = [Kind.from_dict(entry, depth) for entry in data["kinds"]]
             same_drafts = data["bits"] == self._bits
-            costs = costs_from_dict(data["costs"], depth) if data["costs"] is not None else None
+            costs = Costs.from_dict(data["costs"], depth) if data["costs"] is not None else None
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise LayerSetError(f"what was learned is damaged: {error}") from None
         restored = Kinds()

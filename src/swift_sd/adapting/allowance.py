@@ -10,11 +10,10 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 SHARE = 0.004  # of all time, what the search may take,
-# and beyond that as large a share as the gain in sight, at most this one: it pays where a stream
-# goes on for as long as it has.
-MOST = 0.06
-# What the first look may take: of all time, and of the time that drafts have won.
-START, STAKE = 0.02, 0.12
+# or as large a share as the gain in sight, at most this one, and of the time that drafts have won
+# another one: it pays where a stream goes on for as long as it has.
+MOST, STAKE = 0.06, 0.12
+START = 0.02  # of all time, what the first look may take, beside its stake
 # Of the time since the latest score, what another one may take where the search has ended: a stream
 # may have changed in a way that drafts which skip nothing cannot notice.
 PROBE = 0.002
@@ -69,15 +68,15 @@ class Allowance:
             promise: multiple of plain decoding's speed to hope for.
             needed: seconds of its first look.
         """
-        self._account()
-        more = max((START - SHARE) * self._elapsed, STAKE * self._won)
-        return self._affords(needed, promise - 1, more)
+        return self._affords(needed, max(START, min(promise - 1, MOST)), STAKE)
 
     def affords_score(self, hope: float) -> bool:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
         self._account()
         is_much = self._late_spent > LATELY * self._late
-        return (self._eager or not is_much) and self._affords(self._score, hope - 1, 0.0)
+        sight = hope - 1
+        affordable = self._affords(self._score, min(sight, MOST), min(sight, STAKE))
+        return affordable and (self._eager or not is_much)
 
     @property
     def affords_probe(self) -> bool:
@@ -95,11 +94,13 @@ class Allowance:
         most = min(DOUBT * self._elapsed, STAKE * self._won)
         return self._doubted + self._score <= most
 
-    def _affords(self, needed: float, sight: float, more: float) -> bool:
+    def _affords(self, needed: float, share: float, stake: float) -> bool:
+        """Whether such shares, of all time and of the time won, leave so many seconds."""
+        self._account()
         if self._eager or not self._pace.step:
             return self._pace.step is not None
-        more = max(more, (min(sight, MOST) - SHARE) * self._elapsed)
-        return self._spent + needed <= SHARE * self._elapsed + max(more, 0.0)
+        most = max(share, SHARE) * self._elapsed + stake * max(self._won, 0.0)
+        return self._spent + needed <= most
 
     def _account(self) -> None:
         """Together, and not round by round: where a step takes a millisecond, it is no trifle."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from time import perf_counter
-from typing import Any
 
 from torch import nn
 
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.influence import InfluenceView
-from swift_sd.adapting.objective import Rates
 from swift_sd.decoding.state import DecodingState
 from swift_sd.drafting.pace import Pace
 from swift_sd.model.draft_weights import AnyDraft
@@ -90,33 +88,3 @@ def seconds_to_measure(
     reading = UNCOMPILED * (pace.verify(tokens) or 0.0) if influence is None else 0.0
     step = pace.draft_step or pace.step or 0.0
     return reading + (DRAFT_STEPS * TURNS * step if costs is None else 0.0)
-
-
-def costs_to_dict(costs: Costs) -> dict[str, Any]:
-    """A JSON-ready form."""
-    return {
-        "step": costs.step,
-        "attention": list(costs.attention),
-        "mlp": list(costs.mlp),
-        "head": costs.head,
-        "context": costs.context,
-    }
-
-
-def costs_from_dict(data: Any, depth: int) -> Costs:
-    """What `costs_to_dict` wrote.
-
-    Raises:
-        KeyError, TypeError, ValueError: it did not, or for a model of another depth.
-    """
-    costs = Costs(
-        step=float(data["step"]),
-        attention=tuple(map(float, data["attention"])),
-        mlp=tuple(map(float, data["mlp"])),
-        head=float(data["head"]),
-        context=int(data["context"]),
-    )
-    if not len(costs.attention) == len(costs.mlp) == depth:
-        raise ValueError(f"costs of {len(costs.attention)} layers for a model of {depth}")
-    Rates(costs, lambda rows: costs.step, 1)  # refuses what is no seconds
-    return costs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -41,6 +42,38 @@ class Costs:
     def rest(self) -> float:
         """Everything else in a step: embedding, masks, rotary tables, residual sums, Python."""
         return max(self.step - sum(self.attention) - sum(self.mlp) - self.head, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form."""
+        return {
+            "step": self.step,
+            "attention": list(self.attention),
+            "mlp": list(self.mlp),
+            "head": self.head,
+            "context": self.context,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, depth: int) -> Costs:
+        """What `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, OverflowError: it did not, or for a model of another
+                depth.
+        """
+        costs = cls(
+            step=float(data["step"]),
+            attention=tuple(map(float, data["attention"])),
+            mlp=tuple(map(float, data["mlp"])),
+            head=float(data["head"]),
+            context=int(data["context"]),
+        )
+        if not len(costs.attention) == len(costs.mlp) == depth:
+            raise ValueError(f"costs of {len(costs.attention)} layers for a model of {depth}")
+        seconds = (costs.step, costs.head, *costs.attention, *costs.mlp)
+        if not (costs.step > 0 and all(0 <= each < math.inf for each in seconds)):
+            raise ValueError("costs are seconds, 0 or more")
+        return costs
 
 
 @torch.inference_mode()

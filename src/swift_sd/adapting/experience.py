@@ -152,7 +152,10 @@ class Experience:
         drafts = MODEL in self._config.drafters and self._config.max_draft_tokens
         facts = self.draft_weights.facts | {"step_seconds": self.pace.draft_step}
         return Trace(
-            self.layer_set, prompt_tokens=prompt_tokens, draft_view=facts if drafts else None
+            self.layer_set,
+            prompt_tokens=prompt_tokens,
+            draft_view=facts if drafts else None,
+            exact=self._exact.is_exact or not self._config.max_draft_tokens,
         )
 
     def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:

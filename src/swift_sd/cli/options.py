@@ -11,7 +11,7 @@ import typer
 from swift_sd.loading import DEFAULT_MODEL
 
 FLAG = ""  # typer would show <bool>, as if a value had to follow
-MODEL, DRAFTING, SAMPLING = "Model", "Drafting (never changes the text)", "Sampling"
+MODEL, DRAFTING, SAMPLING = "Model", "Drafting (changes the speed, not the text)", "Sampling"
 TEMPERATURES = (0.01, 100.0)  # beyond them logits overflow, or every token is equally likely
 MODEL_HELP = f"{DEFAULT_MODEL}, a folder in Hugging Face format, or the id of a Hub repository."
 

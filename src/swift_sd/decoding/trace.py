@@ -64,6 +64,8 @@ class Trace:
         prompt_tokens: length of the prompt.
         draft_view: facts about the weights that drafts of the model read: see `DraftWeights.facts`;
             and `step_seconds`, what one forward of them takes as far as was known at the beginning.
+        exact: whether several rows are verified to the bit of single ones. If not, another token
+            may win where two are nearly tied.
     """
 
     layer_set: LayerSet
@@ -71,6 +73,7 @@ class Trace:
     seconds: float = 0.0
     prompt_tokens: int = 0
     draft_view: dict[str, Any] | None = None
+    exact: bool = True
 
     @property
     def token_ids(self) -> list[int]:
@@ -106,6 +109,7 @@ class Trace:
             "verified_tokens": sum(step.verified for step in rounds),
             "accepted_tokens": sum(step.accepted for step in rounds),
             "acceptance_rate": _ratio(on_chain, drafted),
+            "exact": self.exact,
             "decided_again": again,
             "accepted_histogram": {n: lengths[n] for n in sorted(lengths)},
             "time_split": split,
