@@ -288,7 +288,7 @@ class Swift:
                 yield step
         finally:
             rounds.close()
-            trace.layer_set = self.layer_set
+            trace.layer_set = adapter.layer_set if adapter is not None else self.layer_set
             if request.keeps_cache:
                 write_back(state.cache, request.past_key_values)
             self._experience.finish()

@@ -99,6 +99,28 @@ def test_a_response_given_up_leaves_the_users_cache_as_far_as_it_came(model_of, 
     assert torch.equal(model.generate(ids, **{CACHE: cache}, **GREEDY), expected)
 
 
+@pytest.mark.parametrize("calls", [2, 3, 5])
+def test_a_criterion_that_fails_leaves_the_users_cache_consistent(
+    model_of, swift_of, prompt, calls
+):
+    """It is asked behind a token, which counts then."""
+    model = model_of("gemma3_text")
+    swift, cache = swift_of(model, "unified"), DynamicCache(config=model.config)
+    seen = []
+
+    def failing(ids, scores):
+        seen.append(ids.clone())
+        if len(seen) > calls:
+            raise RuntimeError("stop here")
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        swift.generate(prompt(), **{CACHE: cache}, stopping_criteria=[failing], **GREEDY)
+    assert cache.get_seq_length() == seen[-1].shape[1] - 1
+    expected = model.generate(seen[-1], **GREEDY)
+    assert torch.equal(swift.generate(seen[-1], **{CACHE: cache}, **GREEDY), expected)
+
+
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_an_error_leaves_the_users_cache_consistent(model_of, swift_of, prompt, calls):
     """With the tokens it covers it can be continued, by whomever."""

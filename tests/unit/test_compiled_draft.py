@@ -107,9 +107,7 @@ def test_one_by_one_or_together_rows_are_the_same(dtype):
     assert cache.cursor == PROMPT + 6
     cache.rollback()
     alone = [draft.forward(tokens[:, i : i + 1], cache) for i in range(6)]
-    cache.rollback()
     torch.testing.assert_close(torch.cat(alone, dim=1), together, rtol=0, atol=0)
-    torch.testing.assert_close(draft.forward(tokens, cache, keep=2), together[:, -2:])
 
 
 @torch.no_grad()

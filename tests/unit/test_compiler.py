@@ -1,6 +1,8 @@
 """Kernels are compiled once, and nobody depends on a compiler."""
 
 import ctypes
+import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,17 @@ def test_a_damaged_file_is_compiled_anew(cache):
     (kept,) = cache.iterdir()
     kept.unlink()
     kept.write_bytes(b"not a library")
+    assert isinstance(load_kernels(), ctypes.CDLL)
+
+
+def forbidden(*_, **__):
+    raise PermissionError(errno.EACCES, "not yours")
+
+
+def test_where_nothing_may_be_looked_at_a_temporary_file_serves(cache, monkeypatch):
+    """A home of somebody else's, as in a container that runs under another number."""
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    monkeypatch.setattr(Path, "mkdir", forbidden)
     assert isinstance(load_kernels(), ctypes.CDLL)
 
 

@@ -1,5 +1,6 @@
 """What is learned is written down behind responses, several of which may end at once."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,3 +68,17 @@ def test_saving_looks_at_the_processor_once(keeper_of, monkeypatch):
         adaptation.told = told
         keeper.update()
     assert looked == ["/proc/cpuinfo"]
+
+
+def test_a_folder_that_may_not_be_looked_into_costs_only_the_keeping(
+    keeper_of, monkeypatch, tmp_path
+):
+    def forbidden(*_, **__):
+        raise PermissionError(errno.EACCES, "not yours")
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    keeper = keeper_of(SimpleNamespace(told=1, to_dict=dict))
+    with pytest.warns(UserWarning, match="not yours"):
+        keeper.update()
+    assert keeper._path is None

@@ -183,7 +183,8 @@ def test_a_saved_search_knows_what_it_knew():
     planted = Planted(16, 8, 5)
     planted.turns(100)
     saved = json.loads(json.dumps(planted.search.to_dict()))
-    loaded = RateSearch.from_dict(saved, costs_of(16), plain, seed=1, max_draft=12)
+    loaded = RateSearch(costs_of(16), plain, seed=1, max_draft=12)
+    loaded.restore(saved)
     assert loaded.to_dict() | {"gain": 0} == planted.search.to_dict() | {"gain": 0}
     assert loaded.gain == pytest.approx(planted.search.gain, rel=0.1)
     assert planted.rate(loaded.best) > 0.9 * planted.rate(planted.search.best)
@@ -205,9 +206,9 @@ def test_a_saved_search_knows_what_it_knew():
 def test_a_damaged_form_is_refused(change):
     data = {**RateSearch(costs_of(6), plain).to_dict(), **change}
     with pytest.raises(LayerSetError):
-        RateSearch.from_dict(data, costs_of(6), plain)
+        RateSearch(costs_of(6), plain).restore(data)
     with pytest.raises(LayerSetError):
-        RateSearch.from_dict(None, costs_of(6), plain)
+        RateSearch(costs_of(6), plain).restore(None)
 
 
 def test_a_hint_of_what_matters_saves_most_of_the_scores():
@@ -277,7 +278,8 @@ def test_a_set_is_of_no_use_where_even_a_lucky_score_would_not_pay():
 def test_a_finished_search_is_still_finished_when_it_is_loaded():
     planted = Planted(16, 7, 3)
     assert planted.turns(250) < 250
-    loaded = RateSearch.from_dict(planted.search.to_dict(), costs_of(16), plain)
+    loaded = RateSearch(costs_of(16), plain)
+    loaded.restore(planted.search.to_dict())
     assert loaded.is_finished
     loaded.resume()
     assert not loaded.is_finished

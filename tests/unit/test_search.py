@@ -67,7 +67,8 @@ def test_whatever_happens_to_it_our_search_stays_valid(calls):
             search = search.fork()
         else:
             saved = json.loads(json.dumps(search.to_dict(), allow_nan=False))
-            loaded = RateSearch.from_dict(saved, costs_of(6), plain, max_draft=5)
+            loaded = RateSearch(costs_of(6), plain, max_draft=5)
+            loaded.restore(saved)
             assert (loaded.told, loaded.is_finished) == (search.told, search.is_finished)
             search = loaded
         assert search.best.depth == 6

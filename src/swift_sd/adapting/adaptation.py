@@ -251,11 +251,16 @@ class Adaptation:
         def verify(rows: int) -> float:
             return self._pace.verify(rows) or costs.step
 
-        given: Any = {"max_draft": self._max_draft, "hints": kind.influence}
-        given["rounded"] = self._bits < 16
-        if kind.saved is None:
-            return RateSearch(costs, verify, **given)
-        return RateSearch.from_dict(kind.saved, costs, verify, **given)
+        search = RateSearch(
+            costs,
+            verify,
+            max_draft=self._max_draft,
+            hints=kind.influence,
+            rounded=self._bits < 16,
+        )
+        if kind.saved is not None:
+            search.restore(kind.saved)
+        return search
 
 
 class Adapting:
@@ -277,6 +282,11 @@ class Adapting:
         """See `decoding.drafter.Adapter`."""
         self._prompt = PromptView(module, self._sublayers)
         return self._prompt
+
+    @property
+    def layer_set(self) -> LayerSet:
+        """See `decoding.drafter.Adapter`."""
+        return self._view.layer_set
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """See `decoding.drafter.Adapter`."""

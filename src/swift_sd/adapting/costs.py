@@ -23,12 +23,12 @@ WARM_UP = 2  # forwards not counted
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that one token takes, medians of several forwards.
+    """Seconds that one token takes: of the target, or of a draft that skips nothing.
 
     Attributes:
-        step: a whole forward of the target, one row.
+        step: a whole forward, one row.
         attention, mlp: each layer's sublayer with the norms that serve only it.
-        head: the language modelling head.
+        head: the language modelling head; 0 where it was not told from the rest.
         context: positions in the cache while measuring.
     """
 

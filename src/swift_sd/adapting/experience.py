@@ -73,6 +73,10 @@ class Experience:
         self._model = model
         self._sublayers = sublayers
         self._config = config
+        if config.layer_set is not None:
+            config.layer_set.check_depth(sublayers.depth)
+        start = LayerSet.unified if config.early_stop is not None else LayerSet.none
+        self._start = config.layer_set or start(sublayers.depth)
         # Forwards over a few tokens, once: so that no response has to wait for them.
         self._reads_trees = self._can_read_trees()
         drafts = config.max_draft_tokens > 0
@@ -91,11 +95,6 @@ class Experience:
             tokenizer=tokenizer,
             kept=self._kept_copies(bits),
         )
-        is_paper = config.early_stop is not None
-        start = LayerSet.unified if is_paper else LayerSet.none
-        self._start = start(sublayers.depth)
-        if config.layer_set is not None:
-            config.layer_set.check_depth(sublayers.depth)
         self.calibrations = Calibrations()
         self.successors = Successors()
         self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
@@ -143,9 +142,8 @@ class Experience:
     @property
     def layer_set(self) -> LayerSet:
         """What drafts skip: what the user gave, or the best set found so far."""
-        if self._config.layer_set is not None or self._adaptation is None:
-            return self._config.layer_set or self._start
-        return self._adaptation.best or self._start
+        best = self._adaptation.best if self._adaptation is not None else None
+        return best or self._start
 
     def new_trace(self, prompt_tokens: int) -> Trace:
         """The record of a response that begins now."""
@@ -221,7 +219,7 @@ class Experience:
             return Prior()
         view = None
         if MODEL in self._config.drafters:
-            view = self.draft_weights.view(self._config.layer_set or self._start)
+            view = self.draft_weights.view(self._start)
         embedding: Any = self._model.get_input_embeddings()
         return measured_prior(
             self.target(),

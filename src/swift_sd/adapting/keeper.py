@@ -36,12 +36,15 @@ class Keeper:
             self._known = Profile.load(profile) if isinstance(profile, str | Path) else profile
             if self._known is not None:
                 self._known.check_model(model)
-        elif self._path.exists():
+        else:
             try:
-                self._known = Profile.load(self._path)
-                self._known.check_model(model)
+                if self._path.exists():
+                    self._known = Profile.load(self._path)
+                    self._known.check_model(model)
             except ProfileError as error:
                 self._start_anew(error)
+            except OSError:  # in a folder of somebody else's: `update` warns
+                pass
 
     @property
     def bits(self) -> int | None:

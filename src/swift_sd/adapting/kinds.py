@@ -48,9 +48,10 @@ class Kind:
     @property
     def best(self) -> LayerSet | None:
         """The set to draft with; None if nothing is known."""
+        saved = self.saved  # before the search, which takes its place on another thread
         if self.search is not None:
             return self.search.best
-        return LayerSet.from_dict(self.saved["best"]) if self.saved is not None else None
+        return LayerSet.from_dict(saved["best"]) if saved is not None else None
 
     def distance(self, vector: Array) -> float:
         """From the mean of its prompts."""

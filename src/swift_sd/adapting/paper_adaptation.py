@@ -6,14 +6,13 @@ from threading import Lock
 
 from torch import nn
 
+from swift_sd.adapting.allowance import WINDOW
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.paper_search import PaperSearch
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.model.draft_weights import AnyDraft
 from swift_sd.model.layer_set import LayerSet
-
-WINDOW = 32  # generated tokens to score on
 
 
 class PaperAdaptation:
@@ -62,6 +61,11 @@ class PaperAdapting:
 
     def reader(self, module: nn.Module) -> None:
         """None: the prompt does not matter to it."""
+
+    @property
+    def layer_set(self) -> LayerSet:
+        """See `decoding.drafter.Adapter`."""
+        return self._view.layer_set
 
     def adapt(self, state: DecodingState, step: Step) -> None:
         """See `decoding.drafter.Adapter`."""

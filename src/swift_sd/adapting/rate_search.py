@@ -19,7 +19,6 @@ from swift_sd.errors import LayerSetError
 from swift_sd.model.layer_set import LayerSet
 
 Verify = Callable[[int], float]
-Seed = int | np.random.Generator
 
 FADE = 0.998  # weight of the scores before, with each score
 MEMORY = 400  # sets whose scores are kept
@@ -62,7 +61,7 @@ class RateSearch:
     Args:
         costs: seconds of a step and of its sublayers.
         verify: seconds of a forward of the target by its number of rows; asked anew each time.
-        seed: of the candidates, or a generator to draw from.
+        seed: of the candidates.
         max_draft: longest chain.
         hints: how much each sublayer seems to matter before any score; see `Harms`.
         rounded: whether drafts read rounded weights: they then err with nothing skipped, too.
@@ -79,7 +78,7 @@ class RateSearch:
         self,
         costs: Costs,
         verify: Verify,
-        seed: Seed = 0,
+        seed: int = 0,
         max_draft: int = 25,
         hints: Sequence[float] = (),
         *,
@@ -238,34 +237,20 @@ class RateSearch:
             "scores": scores,
         }
 
-    @classmethod
-    def from_dict(
-        cls,
-        data: Any,
-        costs: Costs,
-        verify: Verify,
-        seed: Seed = 0,
-        max_draft: int = 25,
-        hints: Sequence[float] = (),
-        *,
-        rounded: bool = False,
-    ) -> RateSearch:
-        """A search that knows what `to_dict` wrote; `best` follows from the costs as they are now.
+    def restore(self, data: Any) -> None:
+        """Go on from what `to_dict` wrote; `best` follows from the costs as they are now.
 
         Raises:
-            ConfigError: see `RateSearch`.
             LayerSetError: the data is damaged, or for another number of layers.
         """
-        search = cls(costs, verify, seed, max_draft, hints, rounded=rounded)
-        search._scored, search.told, finished = _parsed(data, search._depth)
-        search._choose(anew=True)
+        self._scored, self.told, finished = _parsed(data, self._depth)
+        self._choose(anew=True)
         if finished:
-            search._stale, search._mark = STALE, search.gain
-        return search
+            self._stale, self._mark = STALE, self.gain
 
 
 def check_saved(data: Any, depth: int) -> None:
-    """Raise `LayerSetError` if `RateSearch.from_dict` would not take it for so many layers."""
+    """Raise `LayerSetError` if `RateSearch.restore` would not take it for so many layers."""
     _parsed(data, depth)
 
 

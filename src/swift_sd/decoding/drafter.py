@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
+from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.view import View
 
 
@@ -42,6 +43,11 @@ class Adapter(Protocol):
 
     def reader(self, module: nn.Module) -> View | None:
         """What reads the prompt in the place of `module`, computing the same; None for that."""
+        ...
+
+    @property
+    def layer_set(self) -> LayerSet:
+        """What drafts of the response skip now."""
         ...
 
     def adapt(self, state: DecodingState, step: Step) -> None:

@@ -72,6 +72,7 @@ def _round(
     verified = perf_counter()
 
     tokens: list[int] = []
+    before = state.length
     try:
         for _, token in verification.accept():
             state.append(token)
@@ -79,7 +80,7 @@ def _round(
             if state.finished:
                 break
     finally:  # the rows of the last token before and of the accepted ones; not of the newest
-        verification.commit(len(tokens))
+        verification.commit(state.length - before)
     accepted = tree.accepted(verification.path, tokens)
     again = verification.seconds_again
     step = Step(

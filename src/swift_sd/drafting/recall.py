@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from swift_sd.decoding.draft_tree import ROOT, DraftTree
+from swift_sd.decoding.draft_tree import NOTHING, ROOT, DraftTree
 from swift_sd.decoding.noise import wins
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
@@ -40,8 +40,7 @@ class RecallDrafter:
         self._successors = successors
         self._copying = copies
         self._copies = Copies()
-        self._foreseen = DraftTree()
-        self._offer = DraftTree()
+        self._foreseen = self._offer = NOTHING
         self._latest: tuple[int, int] | None = None  # tokens that the next one follows
 
     @property
@@ -53,7 +52,7 @@ class RecallDrafter:
         """Speed to expect of a round with what `propose` returns next: see `CostGrowth`."""
         self._copies.extend(state.tokens[0, len(self._copies) :].tolist())
         self._latest = _two_latest(state)
-        self._foreseen = self.extended(state, DraftTree(), budget)
+        self._foreseen = self.extended(state, NOTHING, budget)
         self._offer = self._growth.pruned(self._foreseen)
         return self._growth.promise(self._offer)
 
@@ -68,7 +67,7 @@ class RecallDrafter:
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`; told of every round, whoever proposed."""
-        if self._successors and self._latest is not None:  # it was asked
+        if self._successors is not None and self._latest is not None:  # it was asked
             self._successors.learn([*self._latest, *step.tokens[:-1]], logits[list(path)])
         row: int | None = 0
         for token in step.tokens:
@@ -76,7 +75,7 @@ class RecallDrafter:
                 break
             self._judge(row, token)
             row = self._foreseen.child(row, token)
-        self._foreseen, self._latest = DraftTree(), None
+        self._foreseen, self._latest = NOTHING, None
 
     def _judge(self, row: int, token: int) -> None:
         """Tell the calibrations what came of what was foreseen behind `row`."""
@@ -124,7 +123,8 @@ class RecallDrafter:
         """What may come at a place: source, token and confidence of each, the likeliest first."""
         copied = dict(self._copies.continuations(place.ending)) if self._copying else {}
         found = {token: (COPYING, confidence) for token, confidence in copied.items()}
-        seen = self._successors.behind(place.before, place.token) if self._successors else []
+        known = self._successors
+        seen = known.behind(place.before, place.token) if known is not None else []
         # As alternatives they share the chance that no copy is right.
         left, others = 1 - sum(copied.values()), 1 - sum(s for t, s in seen if t in copied)
         for token, share in seen:

@@ -18,8 +18,10 @@ from swift_sd.native.compiler import NoKernelsError
 
 Windows = Sequence[int | None]
 
-CHUNK = 64  # what every width must be a multiple of: see native/draft.h and rows.h
+Pointer = ctypes.c_void_p
+Whole = ctypes.c_int64
 
+CHUNK = 64  # what every width must be a multiple of: see native/draft.h and rows.h
 
 # Names of the fields that the structures of draft.h and target.c have in common, in their order.
 SIZES = ("layers", "hidden", "heads", "kv_heads", "head_dim", "inner")
@@ -31,8 +33,8 @@ class CacheRows(ctypes.Structure):
     """Mirror of `Rows` in native/cache_rows.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("keys", "values")),
-        *((name, ctypes.c_int64) for name in ("stride", "row", "window")),
+        *((name, Pointer) for name in ("keys", "values")),
+        *((name, Whole) for name in ("stride", "row", "window")),
     )
 
 
@@ -73,6 +75,11 @@ class CommonLayout:
     Layers of `self_attn` and `mlp` behind a root mean square norm each, gated MLP with SiLU, rotary
     embeddings over whole heads: llama, qwen 2 and 3, mistral and their kin.
 
+    Attributes:
+        sizes: what `SIZES` names.
+        epsilon: of the norms.
+        scale: of attention.
+
     Raises:
         NoKernelsError: the model is of another one; says where.
     """
@@ -91,8 +98,16 @@ class CommonLayout:
             self.rotary, self.norm = base.rotary_emb, base.norm
             cosines, _ = self.rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))
             self.hidden = self.norm.weight.shape[0]
-            sizes = {self.hidden, cosines.shape[-1]}
-            sizes |= {s for layer in self.layers for s in self._check(layer, cosines.shape[-1])}
+            head_dim = cosines.shape[-1]
+            widths = {s for layer in self.layers for s in self._check(layer, head_dim)}
+            attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
+            heads, kv_heads = (
+                linear.weight.shape[0] // head_dim
+                for linear in (attention.q_proj, attention.k_proj)
+            )
+            inner = mlp.down_proj.weight.shape[1]
+            self.sizes = (len(self.layers), self.hidden, heads, kv_heads, head_dim, inner)
+            self.epsilon, self.scale = self.norm.variance_epsilon, attention.scaling
             shapes = {
                 tuple(linear.weight.shape for linear in linears_of(layer)) for layer in self.layers
             }
@@ -100,7 +115,7 @@ class CommonLayout:
             raise NoKernelsError(f"the model is of another layout: {error}") from None
         if len(shapes) > 1:
             raise NoKernelsError("its layers differ in size")
-        if any(size % CHUNK for size in sizes - {cosines.shape[-1]}) or cosines.shape[-1] % 8:
+        if any(width % CHUNK for width in (self.hidden, *widths)) or head_dim % 8:
             raise NoKernelsError(f"a width is no multiple of {CHUNK}")
 
     def _check(self, layer: Any, head_dim: int) -> set[int]:

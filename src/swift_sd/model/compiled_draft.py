@@ -15,6 +15,8 @@ from swift_sd.model.common_layout import (
     NORMS,
     SIZES,
     CommonLayout,
+    Pointer,
+    Whole,
     cache_rows,
     linears_of,
     norms_of,
@@ -27,9 +29,6 @@ from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import load_kernels
 
 POSITIONS = 1024  # of the rotary tables, to begin with
-
-Pointer = ctypes.c_void_p
-Whole = ctypes.c_int64
 
 
 class _Matrix(ctypes.Structure):
@@ -90,20 +89,13 @@ class CompiledWeights:
         self._layers = (_Layer * len(layout.layers))(
             *(self._layer(layer, copies) for layer in layout.layers)
         )
-        config = layout.config
-        attention = layout.layers[0].self_attn
         self._rotary, self.embedding = layout.rotary, layout.embedding
         self.windows = attention_windows(model.config)
-        self.depth, head_dim = len(layout.layers), attention.head_dim
+        self.depth = len(layout.layers)
         self.vocabulary = layout.head.weight.shape[0]
         self.struct = _Draft(
-            self.depth,
-            layout.hidden,
-            attention.q_proj.weight.shape[0] // head_dim,
-            attention.k_proj.weight.shape[0] // head_dim,
-            head_dim,
-            layout.layers[0].mlp.down_proj.weight.shape[1],
-            config.rms_norm_eps,
+            *layout.sizes,
+            layout.epsilon,
             model.dtype == torch.float32,
             self._layers,
             self._numbers(layout.norm.weight),
@@ -181,19 +173,18 @@ class CompiledDraft:
         self.layer_set = layer_set
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, cache: KVCache, *, keep: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Run `tokens` `[1, new]` behind everything that `cache` holds; see `View.forward`.
 
         Returns:
-            Logits `[1, new or keep, vocabulary]`, float32.
+            Logits `[1, new, vocabulary]`, float32.
         """
         weights, count = self._weights, tokens.shape[1]
         begin, end = cache.cursor, cache.cursor + count
-        kept = keep or count
         cosines, sines = weights.rotations(end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
         listed = self._shortlist.tokens if self._shortlist is not None else None
-        logits = torch.full((1, kept, weights.vocabulary), -torch.inf)
+        logits = torch.full((1, count, weights.vocabulary), -torch.inf)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
             cache_rows(cache, count, weights.windows),
@@ -203,7 +194,7 @@ class CompiledDraft:
             Pointer(cosines[begin:].data_ptr()),
             Pointer(sines[begin:].data_ptr()),
             Pointer(logits.data_ptr()),
-            Whole(kept),
+            Whole(count),
             None if listed is None else Pointer(listed.data_ptr()),
             Whole(0 if listed is None else len(listed)),
         )

@@ -14,6 +14,8 @@ from swift_sd.model.common_layout import (
     NORMS,
     SIZES,
     CommonLayout,
+    Pointer,
+    Whole,
     cache_rows,
     linears_of,
     norms_of,
@@ -23,9 +25,6 @@ from swift_sd.model.compiled_rows import can_be_compiled, is_watched
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
-
-Pointer = ctypes.c_void_p
-Whole = ctypes.c_int64
 
 
 class _Linear(ctypes.Structure):
@@ -72,22 +71,14 @@ class CompiledTarget:
             raise NoKernelsError(f"the model is {model.dtype}")
         self._library = library
         self._kept: list[Tensor] = []  # what the structures point to
-        attention, mlp = layout.layers[0].self_attn, layout.layers[0].mlp
-        self.form = (
-            attention.q_proj.weight.shape[0] // attention.head_dim,
-            attention.k_proj.weight.shape[0] // attention.head_dim,
-            attention.head_dim,
-            attention.scaling,
-        )
+        self.form = (*layout.sizes[2:5], layout.scale)  # heads, kv_heads, head_dim
         every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
         with torch.no_grad():
-            activation = mlp.act_fn(every)
-        heads, kv_heads, head_dim, scale = self.form
+            activation = layout.layers[0].mlp.act_fn(every)
         self._struct = _Target(
-            *(len(layout.layers), layout.hidden, heads, kv_heads, head_dim),
-            mlp.down_proj.weight.shape[1],
-            layout.norm.variance_epsilon,
-            scale,
+            *layout.sizes,
+            layout.epsilon,
+            layout.scale,
             (_Layer * len(layout.layers))(*map(self._layer, layout.layers)),
             self._numbers(layout.norm.weight),
             self._numbers(activation),
@@ -98,17 +89,14 @@ class CompiledTarget:
         self._windows = attention_windows(model.config)
 
     @torch.no_grad()
-    def forward(
-        self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache, *, ancestry: Tensor | None = None) -> Tensor:
         """See `View.forward`; the cache is not empty, the batch is one."""
         rows = tokens.shape[1]
-        kept = keep or rows
         paths = RowPaths(ancestry, rows)
         places = cache.cursor - 1 + paths.lengths.long()
         hidden = self._embedding(tokens).contiguous().clone()
         tables = [table.contiguous() for table in self._rotary(hidden, places.unsqueeze(0))]
-        logits: Tensor = hidden.new_empty(1, kept, self._vocabulary)
+        logits: Tensor = hidden.new_empty(1, rows, self._vocabulary)
         failed = self._library.swift_sd_target(
             ctypes.byref(self._struct),
             cache_rows(cache, rows, self._windows),
@@ -116,7 +104,7 @@ class CompiledTarget:
             Whole(rows),
             *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),
             Pointer(logits.data_ptr()),
-            Whole(kept),
+            Whole(rows),
         )
         if failed:
             raise MemoryError("no memory for a verification")

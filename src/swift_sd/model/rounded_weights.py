@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import pickle
 import tempfile
@@ -15,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swift_sd.model.common_layout import CHUNK
+from swift_sd.model.common_layout import CHUNK, Pointer, Whole
 from swift_sd.model.quantised_linear import AT_ONCE
 from swift_sd.native import compiler
 
 SAMPLES = 16  # numbers of a matrix by which it is known again
-
-Pointer = ctypes.c_void_p
-Whole = ctypes.c_int64
+# There is no file, or it is damaged, or of something else.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, pickle.UnpicklingError),
+    *(ValueError, LookupError, TypeError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,7 @@ class KeptCopies:
             copies = [Rounded(codes, scales, self._bits) for codes, scales in held["copies"]]
             is_same = held["form"] == self._form and torch.equal(held["samples"], _samples(weights))
             shapes = [copy.sizes[:2] for copy in copies]
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError):  # none, or damaged
-            return None
-        except (ValueError, LookupError, TypeError, AttributeError):  # something else
+        except UNREADABLE:
             return None
         return copies if is_same and shapes == [tuple(weight.shape) for weight in weights] else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -35,10 +36,15 @@ class Shortlist:
             self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
         self._tokens: Tensor | None = None
         self._coverage = 1.0
+        self._changing = Lock()  # responses on several threads share it
         self._start()
 
     def add(self, tokens: Sequence[int]) -> None:
         """List these too."""
+        with self._changing:
+            self._add(tokens)
+
+    def _add(self, tokens: Sequence[int]) -> None:
         tokens = [token for token in set(tokens) if 0 <= token < len(self._is_listed)]
         listed = self._is_listed[tokens].tolist()
         new = [token for token, known in zip(tokens, listed, strict=True) if not known]
@@ -52,18 +58,20 @@ class Shortlist:
 
     def judge(self, tokens: Sequence[int]) -> None:
         """The target said these: would a draft have known them?"""
-        for known in self._is_listed[list(tokens)].tolist():
-            self._coverage = FADE * self._coverage + (1 - FADE) * known
-        self.add(tokens)
+        with self._changing:
+            for known in self._is_listed[list(tokens)].tolist():
+                self._coverage = FADE * self._coverage + (1 - FADE) * known
+            self._add(tokens)
 
     @property
     def tokens(self) -> Tensor | None:
         """The listed ones, ascending, int32; None where the whole head is better."""
         if self._coverage < ENOUGH:
             return None
-        if self._tokens is None:
-            self._tokens = self._is_listed.nonzero()[:, 0].int()
-        return self._tokens
+        with self._changing:
+            if self._tokens is None:
+                self._tokens = self._is_listed.nonzero()[:, 0].int()
+            return self._tokens
 
     def _start(self) -> None:
         self._is_listed[:] = False

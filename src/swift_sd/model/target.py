@@ -14,9 +14,7 @@ from swift_sd.model.view import View
 class Verifier(Protocol):
     """What `View.forward` is, over several rows of one sequence behind a prompt."""
 
-    def forward(
-        self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache, *, ancestry: Tensor | None = None) -> Tensor:
         """See `View.forward`."""
         ...
 

@@ -53,11 +53,11 @@ def load_kernels() -> ctypes.CDLL:
     told = [compiler, _version(compiler), platform.machine(), _processor(), *FLAGS]
     digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
     path = cache_root() / f"kernels-{digest[:16]}.so"
-    if path.is_file():
-        try:
+    try:
+        if path.is_file():
             return ctypes.CDLL(str(path))
-        except OSError:  # damaged: compiled anew
-            pass
+    except OSError:  # damaged, or in a folder of somebody else's: compiled anew
+        pass
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _compiled(compiler, folder, path)
