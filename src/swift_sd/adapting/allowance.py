@@ -10,10 +10,11 @@ from swift_sd.drafting.pace import Pace
 WINDOW = 32  # latest tokens to score on (SWIFT, section 5.1)
 CHEAP = 2.0  # plain steps that reading a window may take
 SHARE = 0.004  # of all time, what the search may take,
-# or as large a share as the gain in sight, at most this one, and of the time that drafts have won
-# another one: it pays where a stream goes on for as long as it has.
-MOST, STAKE = 0.06, 0.12
-START = 0.02  # of all time, what the first look may take, beside its stake
+# or as large a share as the gain in sight, at most this one: it pays where a stream goes on for as
+# long as it has.
+MOST = 0.06
+# What the first look may take: of all time, and of the time that drafts have won.
+START, STAKE = 0.02, 0.12
 # Of the time since the latest score, what another one may take where the search has ended: a stream
 # may have changed in a way that drafts which skip nothing cannot notice.
 PROBE = 0.002
@@ -74,8 +75,7 @@ class Allowance:
         """Whether a search may go on that hopes for this multiple of the speed there is."""
         self._account()
         is_much = self._late_spent > LATELY * self._late
-        sight = hope - 1
-        affordable = self._affords(self._score, min(sight, MOST), min(sight, STAKE))
+        affordable = self._affords(self._score, min(hope - 1, MOST), 0.0)
         return affordable and (self._eager or not is_much)
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swift_sd.model.kv_cache import KVCache, attention_windows
-from swift_sd.model.stubs import shared_copy, shared_copy_along
+from swift_sd.model.stubs import shared_copy_along
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
@@ -113,7 +113,13 @@ class TimedView(View):
     def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
         self._watches: dict[tuple[int, str], list[float]] = {}
         self._wait = _waiter(model.device)
-        super().__init__(_with_stop_watches(model, sublayers, self._watches, self._wait))
+
+        def watched(index: int, kind: str, module: nn.Module) -> nn.Module:
+            times = self._watches.setdefault((index, kind), [])
+            return _StopWatch(module, times.append, self._wait)
+
+        layers = sublayers.wrapped(model, watched)
+        super().__init__(shared_copy_along(model, sublayers.path, layers))
         self._depth = sublayers.depth
         self._head: Any = model.get_output_embeddings()
 
@@ -129,7 +135,8 @@ class TimedView(View):
         if self._head is not None:
             hidden = self._head.weight.new_zeros(1, 1, self._head.weight.shape[1])
             head = _seconds(lambda: self._head(hidden), self._wait)
-        self._watches.clear()
+        for times in self._watches.values():
+            times.clear()
         self.forward(token, cache)
         cache.rollback()
         return Laps(step, head, {key: sum(times) for key, times in self._watches.items()})
@@ -174,29 +181,3 @@ class _StopWatch(nn.Module):
         outputs: list[Any] = []
         self._note(_seconds(lambda: outputs.append(self.module(*args, **kwargs)), self._wait))
         return outputs[0]
-
-
-def _with_stop_watches(
-    model: PreTrainedModel,
-    sublayers: Sublayers,
-    watches: dict[tuple[int, str], list[float]],
-    wait: Callable[[], None],
-) -> nn.Module:
-    layers = model.get_submodule(".".join(sublayers.path))
-    timed: dict[str, nn.Module] = {}
-    for index, (layer, parts) in enumerate(zip(layers.children(), sublayers.parts, strict=True)):
-        children: dict[str, nn.Module] = {}
-        names: Mapping[str, Mapping[str, nn.Module]] = {
-            "attention": parts.without_attention,
-            "mlp": parts.without_mlp,
-        }
-        for kind, replaced in names.items():
-            key = (index, kind)
-
-            def note(seconds: float, key: tuple[int, str] = key) -> None:
-                watches.setdefault(key, []).append(seconds)
-
-            for name in replaced:
-                children[name] = _StopWatch(layer.get_submodule(name), note, wait)
-        timed[str(index)] = shared_copy(layer, children)
-    return shared_copy_along(model, sublayers.path, timed)

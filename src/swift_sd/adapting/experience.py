@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +29,6 @@ from swift_sd.drafting.recycling import Successors
 from swift_sd.errors import ConfigError
 from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.exact_target import ExactTarget
-from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.sublayers import Sublayers
@@ -220,13 +218,7 @@ class Experience:
         view = None
         if MODEL in self._config.drafters:
             view = self.draft_weights.view(self._start)
-        embedding: Any = self._model.get_input_embeddings()
-        return measured_prior(
-            self.target(),
-            view,
-            KVCache(attention_windows(self._model.config)),
-            embedding.weight.shape[0],
-        )
+        return measured_prior(self._model, self.target(), view)
 
     def _forget(self) -> None:
         for source in (OWN, AGREED):

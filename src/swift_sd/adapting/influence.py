@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swift_sd.model.stubs import shared_copy, shared_copy_along
+from swift_sd.model.stubs import shared_copy_along
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.view import View
 
@@ -33,21 +33,16 @@ class InfluenceView(View):
         self._streams: dict[int, Tensor] = {}
         self._added: dict[tuple[int, str], Tensor] = {}
         self._depth = sublayers.depth
-        metered: dict[str, nn.Module] = {}
-        layers = model.get_submodule(".".join(sublayers.path))
-        for index, (layer, parts) in enumerate(
-            zip(layers.children(), sublayers.parts, strict=True)
-        ):
-            children: dict[str, nn.Module] = {}
-            kinds = {"attention": parts.without_attention, "mlp": parts.without_mlp}
-            for kind, names in kinds.items():
-                for name in names:
-                    # Of a sublayer and its norms the last one to run says what is added.
-                    note = _noter(self._added, (index, kind))
-                    children[name] = _Meter(layer.get_submodule(name), lambda _: None, note)
-            inner = shared_copy(layer, children)
-            metered[str(index)] = _Meter(inner, _noter(self._streams, index), lambda _: None)
-        super().__init__(shared_copy_along(model, sublayers.path, metered))
+
+        def metered(index: int, kind: str, module: nn.Module) -> nn.Module:
+            # Of a sublayer and its norms the last one to run says what is added.
+            return _Meter(module, lambda _: None, _noter(self._added, (index, kind)))
+
+        layers: dict[str, nn.Module] = {
+            name: _Meter(layer, _noter(self._streams, int(name)), lambda _: None)
+            for name, layer in sublayers.wrapped(model, metered).items()
+        }
+        super().__init__(shared_copy_along(model, sublayers.path, layers))
 
     @property
     def influence(self) -> Influence:

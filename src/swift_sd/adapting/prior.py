@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
-import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from swift_sd.drafting.pace import Prior
 from swift_sd.model.draft_weights import AnyDraft
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.target import Target
+from swift_sd.model.view import spread_tokens
 
 PREFIX = 8  # tokens in the cache
 VERIFIED = (1, 2, 4, 8)  # rows
@@ -19,18 +20,14 @@ DRAFTED = (1, 4)
 REPEATS = 2  # the quicker one counts
 
 
-def measured_prior(target: Target, view: AnyDraft | None, cache: KVCache, vocabulary: int) -> Prior:
+def measured_prior(model: PreTrainedModel, target: Target, view: AnyDraft | None) -> Prior:
     """Time forwards of the target and of the draft over several numbers of rows.
 
     Args:
         view: the draft; None if nothing is drafted with the model.
-        cache: an empty one for the model.
-        vocabulary: number of tokens.
     """
-    most = PREFIX + max(VERIFIED)
-    # Spread over the vocabulary: a mixture of experts shall read several of them.
-    tokens = torch.linspace(0, vocabulary - 1, most + 2).long()[1:-1].unsqueeze(0)
-    tokens = tokens.to(target.device)
+    cache = KVCache(attention_windows(model.config))
+    tokens = spread_tokens(model, PREFIX + max(VERIFIED))
     target.prefill(tokens[:, :PREFIX], cache)
 
     def seconds(forward: Callable[[Tensor], object], rows: int) -> float:

@@ -18,7 +18,7 @@ from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.shortlist import LEAST, Shortlist
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.token_ranking import ranked_tokens
-from swift_sd.model.view import View
+from swift_sd.model.view import View, spread_tokens
 from swift_sd.native.compiler import NoKernelsError
 
 PREFIX, CHECKED = 4, 6  # tokens
@@ -139,9 +139,7 @@ class DraftWeights:
 
     def _relative_error(self) -> float:
         """Of the logits of a few tokens, against those of the model."""
-        embedding: Any = self._model.get_input_embeddings()
-        spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + CHECKED + 2).long()
-        tokens = spread[1:-1].unsqueeze(0).to(self._model.device)
+        tokens = spread_tokens(self._model, PREFIX + CHECKED)
         cache = KVCache(attention_windows(self._model.config))
         plain = View(self._model)
         plain.forward(tokens[:, :PREFIX], cache, keep=1)

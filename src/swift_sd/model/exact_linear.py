@@ -10,7 +10,7 @@ rows at once. Where nothing helps it is computed row by row.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,6 +73,21 @@ def row_by_row(linear: nn.Module) -> nn.Module:
     return InPieces(linear, 1)
 
 
+@dataclass(frozen=True)
+class InCompiledCode:
+    """The form of layers that compiled code computes, which does not count its rows.
+
+    Attributes:
+        library: from `load_kernels()`.
+    """
+
+    library: Any
+
+    def __call__(self, linear: nn.Module) -> CompiledRows:
+        """See `CompiledRows`."""
+        return CompiledRows(self.library, linear)
+
+
 def exact_forms(
     model: PreTrainedModel, most_alone: float, kernels: Any = None
 ) -> dict[str, Form] | None:
@@ -106,10 +121,10 @@ def exact_forms(
 
 def put_around(linear: nn.Module, form: Form) -> nn.Module:
     """As found, unless the layer has become another one since."""
-    is_another = isinstance(form, partial) and not can_be_compiled(linear)
+    is_another = isinstance(form, InCompiledCode) and not can_be_compiled(linear)
     if is_another or type(linear) not in (nn.Linear, Conv1D):
         return row_by_row(linear)
-    is_whole = form is row_by_row or isinstance(form, partial)
+    is_whole = form is row_by_row or isinstance(form, InCompiledCode)
     return form(linear) if is_whole else InPieces(form(linear), MOST)
 
 
@@ -135,11 +150,11 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
         samples.append((rows, {row: linear(rows[:, row : row + 1]) for row in some}))
     possible: list[Form] = [as_it_is, ColumnMajor]
     if kernels is not None and can_be_compiled(linear):
-        possible.insert(0, partial(CompiledRows, kernels))
+        possible.insert(0, InCompiledCode(kernels))
 
     def is_exact(form: Form) -> bool:
         module = form(linear)
-        few = ROWS if isinstance(form, partial) else ROWS + MORE
+        few = ROWS if isinstance(form, InCompiledCode) else ROWS + MORE
         return all(
             torch.equal(together[:, row : row + 1], expected)
             for rows, alone in samples
@@ -162,7 +177,7 @@ def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
     new = {
         name: form(modules[name])
         for name, form in forms.items()
-        if isinstance(form, partial) and name in modules and can_be_compiled(modules[name])
+        if isinstance(form, InCompiledCode) and name in modules and can_be_compiled(modules[name])
     }
     return replaced(model, new) if new else None
 
@@ -178,7 +193,7 @@ def many_rows_are_alike(model: PreTrainedModel, forms: Forms, rows: int) -> bool
     for name, form in forms.items():
         linear: Any = model.get_submodule(name)
         kind = (linear.weight.shape, linear.bias is None)
-        if not isinstance(form, partial) or linear is model.get_output_embeddings():
+        if not isinstance(form, InCompiledCode) or linear is model.get_output_embeddings():
             continue
         if kind not in tried:
             tried.add(kind)

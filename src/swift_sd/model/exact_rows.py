@@ -25,7 +25,7 @@ from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.stubs import replaced, shared_copy
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Verifier
-from swift_sd.model.view import View
+from swift_sd.model.view import View, spread_tokens
 
 ATTENTION = "swift_sd_row_by_row"
 PREFIX = 6
@@ -144,9 +144,7 @@ class ExactRows(View):
 @torch.inference_mode()
 def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
-    embedding: Any = model.get_input_embeddings()
-    spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + 6).long()[1:-1]
-    tokens = spread.unsqueeze(0).to(model.device)
+    tokens = spread_tokens(model, PREFIX + 4)
     results = []
     plain = View(model)
     runners: list[tuple[Verifier, tuple[int, ...]]] = [(plain, (1, 1, 1, 1)), (view, (1, 3))]

@@ -14,7 +14,7 @@ from swift_sd.model.exact_rows import AttentionKernels, ExactRows, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
-from swift_sd.model.view import View
+from swift_sd.model.view import View, spread_tokens
 from swift_sd.native.compiler import NoKernelsError, find_kernels
 
 READ = 20  # tokens of a prompt in a trial
@@ -95,12 +95,11 @@ class ExactTarget:
     @torch.inference_mode()
     def _reads_alike(self, module: nn.Module, forms: Forms) -> bool:
         """Whether it reads a prompt as the model does, to the bit: logits, keys and values."""
-        embedding: Any = self._model.get_input_embeddings()
-        tokens = torch.linspace(0, embedding.weight.shape[0] - 1, READ).long().unsqueeze(0)
+        tokens = spread_tokens(self._model, READ)
         results = []
         for one in (module, self._model):
             cache = KVCache(attention_windows(self._model.config))
-            logits = View(one).forward(tokens.to(self._model.device), cache)
+            logits = View(one).forward(tokens, cache)
             cache.commit(READ)
             results.append(
                 [logits, *(part for buffer in cache.buffers for part in buffer.tail(READ))]

@@ -80,6 +80,19 @@ class Sublayers:
         """Number of decoder layers."""
         return len(self.parts)
 
+    def wrapped(
+        self, model: nn.Module, wrap: Callable[[int, str, nn.Module], nn.Module]
+    ) -> dict[str, nn.Module]:
+        """Copies of all layers, with `wrap(index, kind, module)` for all that skipping replaces."""
+        copies: dict[str, nn.Module] = {}
+        for index, parts in enumerate(self.parts):
+            layer = model.get_submodule(".".join((*self.path, str(index))))
+            kinds = {"attention": parts.without_attention, "mlp": parts.without_mlp}
+            named = [(kind, name) for kind, names in kinds.items() for name in names]
+            new = {name: wrap(index, kind, layer.get_submodule(name)) for kind, name in named}
+            copies[str(index)] = shared_copy(layer, new)
+        return copies
+
 
 def find_sublayers(model: PreTrainedModel) -> Sublayers:
     """Find the sublayers of `model` and prove, by running it on three tokens, that all can go.

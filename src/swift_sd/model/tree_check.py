@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,7 +10,7 @@ from swift_sd.model.draft_view import DraftView
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.sublayers import Sublayers
-from swift_sd.model.view import View
+from swift_sd.model.view import View, spread_tokens
 
 PREFIX = 4
 FAITHFUL = 0.1  # of what a wrong mask changes
@@ -45,9 +43,7 @@ def why_no_trees(model: PreTrainedModel, sublayers: Sublayers) -> str | None:
 def _leaf_logits(view: View, model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     """A leaf's logits in a tree with a sibling of its parent, without that, and behind it."""
     cache = KVCache(attention_windows(model.config))
-    embedding: Any = model.get_input_embeddings()
-    spread = torch.linspace(0, embedding.weight.shape[0] - 1, PREFIX + 6).long()[1:-1]
-    tokens = spread.unsqueeze(0).to(model.device)
+    tokens = spread_tokens(model, PREFIX + 4)
     view.forward(tokens[:, :PREFIX], cache)
     cache.commit(PREFIX)
     root, node, sibling, leaf = (tokens[:, PREFIX + row, None] for row in range(4))

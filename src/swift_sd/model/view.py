@@ -7,10 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from swift_sd.model.kv_cache import KVCache, cache_name
 from swift_sd.model.rope import changes_with_length
 from swift_sd.model.tree_mask import TreeMask
+
+
+def spread_tokens(model: PreTrainedModel, count: int) -> Tensor:
+    """Ids from all over the vocabulary, for trials, `[1, count]`, int64, on the model's device.
+
+    Special tokens are often at its ends, which are left out. A mixture of experts reads several.
+    """
+    embedding: Any = model.get_input_embeddings()
+    weight: Tensor = embedding.weight
+    spread = torch.linspace(0, weight.shape[0] - 1, count + 2).long()[1:-1]
+    return spread.unsqueeze(0).to(model.device)
 
 
 class View:
