@@ -42,10 +42,11 @@ def main(
             if method not in shown:
                 continue
             places.append(place + (shown.index(method) - (len(shown) - 1) / 2) * WIDTH)
-            speeds.append(found[method]["speedup"])
-            low, high = found[method]["interval"]
-            below.append(speeds[-1] - low)
-            above.append(high - speeds[-1])
+            speed = found[method]["speedup"]
+            low, high = found[method]["interval"] or (speed, speed)  # of one question there is none
+            speeds.append(speed)
+            below.append(max(speed - low, 0.0))
+            above.append(max(high - speed, 0.0))
         if not places:
             continue
         bars = axes.bar(places, speeds, WIDTH * 0.9, color=colour, label=words)

@@ -40,17 +40,22 @@ def with_stop_strings(
             raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
     rest = {name: value for name, value in arguments.items() if name not in DROPPED}
     tokenizer = rest.pop("tokenizer", None) or tokenizer
-    config: Any = rest.get("generation_config") or model.generation_config
-    strings = rest.pop("stop_strings", None) or config.stop_strings
+    given, own = rest.get("generation_config"), model.generation_config
+    everywhere = (rest.pop("stop_strings", None), getattr(given, "stop_strings", None))
+    strings = next(filter(None, (*everywhere, own.stop_strings)), None)
     if strings is None:
         return rest
     if tokenizer is None:
         raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
-    config = copy.deepcopy(config)
-    config.stop_strings = None
     criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
     criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
-    return {**rest, "generation_config": config, "stopping_criteria": criteria}
+    rest["stopping_criteria"] = criteria
+    if given is not None:
+        rest["generation_config"] = copy.deepcopy(given)
+        rest["generation_config"].stop_strings = None
+    if own.stop_strings is not None:  # transformers would take the checkpoint's
+        rest["stop_strings"] = None
+    return rest
 
 
 def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:

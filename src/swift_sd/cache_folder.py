@@ -11,4 +11,6 @@ import platformdirs
 def cache_root() -> Path:
     """`$SWIFT_SD_CACHE`, or a folder in the user's cache directory; it may not exist yet."""
     override = os.environ.get("SWIFT_SD_CACHE")
-    return Path(override).expanduser() if override else platformdirs.user_cache_path("swift-sd")
+    if not override:
+        return platformdirs.user_cache_path("swift-sd")
+    return Path(os.path.expanduser(override))  # which leaves users it does not know as they are

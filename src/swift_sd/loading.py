@@ -7,6 +7,7 @@ are unpacked to bfloat16 once and kept in the user's cache, so that the next sta
 import importlib.metadata
 import importlib.util
 import io
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -90,7 +91,15 @@ def _load_from(
         if tensor_parallel > 1:  # each process puts its part where it belongs
             options["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
         model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    return (model if tensor_parallel > 1 else model.to(device)), tokenizer
+    if tensor_parallel > 1:
+        return model, tokenizer
+    try:
+        return model.to(device), tokenizer
+    except RuntimeError as error:  # torch's, where memory is short
+        raise ConfigError(
+            f"{source} cannot be put on {device} ({_first_line(error)}): use dtype bfloat16, "
+            "another device, or a smaller model"
+        ) from error
 
 
 # --- the default model ------------------------------------------------------------------------
@@ -98,17 +107,19 @@ def _load_from(
 
 def _default_model_folder(tell: Progress) -> Path:
     """Return the folder with the converted default model, converting it on the first start."""
+    from safetensors import SafetensorError  # what a full disk comes out as
+
     gguf = _find_gguf()
     folder = cache_root() / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
-    if not folder.exists():
-        tell(CONVERTING)
-        try:
+    try:
+        if not folder.exists():
+            tell(CONVERTING)
             _write_atomically(folder, lambda target: _convert(gguf, target))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot keep the converted model in {folder.parent} ({_first_line(error)}): free "
-                "some 300 MB there, or set SWIFT_SD_CACHE to a folder that can be written"
-            ) from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"cannot keep the converted model in {folder.parent} ({_first_line(error)}): free "
+            "some 300 MB there, or set SWIFT_SD_CACHE to a folder that can be written"
+        ) from error
     return folder
 
 
@@ -182,7 +193,7 @@ def _without_bars() -> Iterator[None]:
 
 def _resolve_name(name: str) -> str:
     """Check that `name` is a model folder or a repository that can be had, cheaply and first."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # which leaves users it does not know as they are
     if name and path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelNotFound(
@@ -246,6 +257,10 @@ def _one_line_errors(source: str, task: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # config, tokenizer and safetensors readers share no base class
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise ConfigError(
+                f"there is not enough memory for {source}: use dtype bfloat16, or a smaller model"
+            ) from error
         raise ModelNotFound(
             f"cannot {task} of {source} ({_first_line(error)}): complete the checkpoint, or fetch "
             "it again"

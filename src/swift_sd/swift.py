@@ -32,7 +32,7 @@ from swift_sd.decoding.trace import Step, Trace
 from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
 from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
-from swift_sd.model.rope import context_length
+from swift_sd.model.rope import decodable_length
 from swift_sd.model.sublayers import check_ready, find_sublayers
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
@@ -111,8 +111,8 @@ class Swift:
 
     @property
     def context_length(self) -> int | None:
-        """The most tokens, prompt included, that the model was made for; None if not known."""
-        return context_length(self.model.config)
+        """The most tokens, prompt included, that can be decoded; None if not known."""
+        return decodable_length(self.model.config)
 
     def generate(
         self,

@@ -72,6 +72,23 @@ def test_without_shared_questions_intervals_must_not_meet(run_of, factor, verdic
     assert _overall(compare(run_of(seconds), other, force=True))["verdict"] == verdict
 
 
+def test_other_questions_of_the_same_number_are_not_paired(results_of, record_of):
+    one, other = (
+        results_of(
+            [{**record_of(i), "prompt_tokens": 10 * i + size} for i in range(6)], digest=name
+        )
+        for name, size in (("a", 1), ("b", 2))
+    )
+    assert _overall(compare(one, other, force=True))["questions"] == 0
+    assert (
+        _overall(compare(one, {**one, "settings": other["settings"]}, force=True))["questions"] == 6
+    )
+
+
+def test_another_seed_is_told(run_of):
+    assert any("seed is" in said for said in notes(run_of([1.0]), run_of([1.0], seed=7)))
+
+
 def test_nothing_in_common_is_refused(results_of, record_of):
     one, other = results_of([record_of(1, "m")]), results_of([record_of(1, "n")])
     with pytest.raises(ConfigError, match="in common"):

@@ -4,11 +4,13 @@ import io
 import re
 
 import pytest
+from matplotlib.axes import Axes
 from rich.console import Console
 
 from swift_sd.bench import table
 from swift_sd.bench.compare import compare, comparison_table
 from swift_sd.bench.page import render, write_page
+from swift_sd.bench.plots import PHASES, time_plot
 from swift_sd.bench.table import live_progress, print_results
 from swift_sd.errors import ConfigError
 
@@ -167,6 +169,20 @@ def test_beside_figures_of_rounded_drafts_stands_how_far_these_are_off(results_o
     console = Console(width=100, record=True, file=io.StringIO())
     print_results(results_of(records), console)
     assert "swift: drafts in 4 bits, logits off by 17%." in console.export_text()
+
+
+def test_all_of_our_time_is_shown_as_all_of_hfs_is(results_of, record_of, monkeypatch):
+    drawn, draw = [], Axes.barh
+
+    def barh(axes, places, widths, *rest, **options):
+        drawn.append(widths)
+        return draw(axes, places, widths, *rest, **options)
+
+    monkeypatch.setattr(Axes, "barh", barh)
+    split = dict.fromkeys(PHASES, 0.1)
+    record = {**record_of(1, mine=(1.0, 10)), "time_split": split}
+    time_plot(results_of([record]))
+    assert sum(one[0] for one in drawn if isinstance(one, list)) == pytest.approx(100)
 
 
 def test_a_folder_is_not_named_in_public(results_of, record_of):

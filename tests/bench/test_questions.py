@@ -70,6 +70,8 @@ def test_a_group_goes_before_a_category(tmp_path):
         ('{"question_id": 2, "group": "qa", "turns": [" "]}', "turn is empty"),
         ('{"question_id": 2, "group": "qa", "turns": [3]}', "turn is empty"),
         ('{"question_id": 2, "group": "qa", "turns": ["\\ud800"]}', "surrogate"),
+        ('{"question_id": "\\ud800", "group": "qa", "turns": ["a"]}', "question_id holds half"),
+        ('{"question_id": 2, "group": "\\ud800", "turns": ["a"]}', "group holds half"),
         (GOOD, "line 1 too"),
     ],
 )

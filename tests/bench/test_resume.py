@@ -156,6 +156,31 @@ def test_two_processes_do_not_write_in_one_folder(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["x"]
 
 
+def test_a_kill_between_turns_that_are_left_out_is_made_good(tmp_path, runner_in, settings_of):
+    asked = [Question(1, "g", ("a" * 300, "b")), Question(2, "g", ("a",))]
+    settings = settings_of(methods=("plain",))
+    runner, whole = runner_in(tmp_path / "whole", settings, asked)
+    list(runner.run())
+    lines = whole.path.read_bytes().splitlines(keepends=True)
+    cuts = [n for n, line in enumerate(lines, 1) if b'"kind": "left_out"' in line]
+    assert len(cuts) == 2
+    for cut in cuts:
+        folder = _torn(tmp_path, b"".join(lines[:cut]), f"left-out-{cut}")
+        again, journal = runner_in(folder, settings, asked)
+        list(again.run())
+        assert again.missing == 0
+        results = collect(journal, settings, complete=True, skipped={})
+        assert [entry["turn"] for entry in results["left_out"]] == [0, 1]
+
+
+@pytest.mark.parametrize("data", [b'{"mine": 1}', b'{"mine": 1}\n{"mine": 2}', b"mine\n"])
+def test_a_file_of_somebody_elses_is_left_as_it_is(tmp_path, settings_of, data):
+    folder = _torn(tmp_path, data, "theirs")
+    with pytest.raises(ConfigError, match="no run of swift-sd bench"):
+        check_folder(folder, settings_of().to_dict())
+    assert (folder / NAME).read_bytes() == data
+
+
 def test_a_line_damaged_in_the_middle_is_named(tmp_path, finished, settings_of):
     whole, run = finished
     lines = whole.path.read_bytes().splitlines(keepends=True)

@@ -1,7 +1,9 @@
 import copy
 import dataclasses
+import gc
 import json
 import math
+import weakref
 from time import sleep
 
 import pytest
@@ -250,6 +252,35 @@ def test_a_prompt_beyond_the_context_is_left_out_for_all(tmp_path, runner_in, se
     assert "2 turns (of g) are left out" in " ".join(results["warnings"])
     again, _ = runner_in(tmp_path, settings, asked)
     assert again.missing == 0
+
+
+def test_what_one_question_leaves_behind_is_gone_before_the_next_is_timed(
+    tmp_path, runner_in, settings_of, scripted_method, log
+):
+    """Also where it is in a cycle, as what a Swift object holds is."""
+    left, alive = [], []
+
+    class Kept:
+        pass
+
+    class Cyclic(scripted_method("m", log)):
+        def start(self):
+            alive.append(sum(one() is not None for one in left))
+            kept = Kept()
+            kept.itself = kept
+            left.append(weakref.ref(kept))
+            return super().start()
+
+    methods = {"hf": scripted_method("hf", log), "m": Cyclic}
+    asked = [Question(i, "g", (text,)) for i, text in enumerate("abc")]
+    runner, _ = runner_in(tmp_path, settings_of(methods=("m",)), asked, methods=methods)
+    gc.disable()
+    try:
+        list(runner.run())
+    finally:
+        gc.enable()
+    assert alive == [0] * len(alive)
+    assert len(alive) == 4  # the warm-up and three questions
 
 
 def test_no_questions_are_refused(tmp_path, runner_in, settings_of):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -48,7 +49,7 @@ def _tokenizer(template: str | None) -> transformers.PreTrainedTokenizerFast:
     )
 
 
-def _saved(folder: Path, template: str | None, **config: int) -> Path:
+def _saved(folder: Path, template: str | None, **config: Any) -> Path:
     model = tiny_model("llama", vocab_size=WORDS + len(SPECIAL), **config)
     # As published checkpoints have it; with do_sample=False transformers may warn about these.
     model.generation_config.do_sample = True
@@ -73,6 +74,14 @@ def folder_without_template(tmp_path_factory) -> Path:
 def folder_with_short_context(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "short"
     return _saved(folder, TEMPLATE, max_position_embeddings=24)
+
+
+@pytest.fixture(scope="session")
+def folder_with_stretched_context(tmp_path_factory) -> Path:
+    """Whose rotary embedding changes behind 24 positions, and reaches to 96."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    folder = tmp_path_factory.mktemp("cli") / "stretched"
+    return _saved(folder, TEMPLATE, max_position_embeddings=24, rope_parameters=rope)
 
 
 @pytest.fixture(autouse=True)

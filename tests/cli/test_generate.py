@@ -125,8 +125,10 @@ def test_ends_behind_a_stop_string(swift_sd, model_folder):
     assert stopped.split() == words[: first + 1]
 
 
-def test_says_when_the_context_shortens_the_answer(swift_sd, folder_with_short_context):
-    options = ("generate", PROMPT, "--ignore-eos", "--json", "-m", folder_with_short_context)
+@pytest.mark.parametrize("folder", ["short", "stretched"])
+def test_says_when_the_context_shortens_the_answer(swift_sd, request, folder):
+    model = request.getfixturevalue(f"folder_with_{folder}_context")
+    options = ("generate", PROMPT, "--ignore-eos", "--json", "-m", model)
     status, out, err = swift_sd(*options)
     facts = json.loads(out)
     assert status == 0

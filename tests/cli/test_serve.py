@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import signal
 import socket
@@ -33,6 +34,8 @@ from swift_sd.serve.spec import Spec, named
         (("--max-active", "0"), "--max-active"),
         (("--draft-bits", "5"), "draft_bits is '5'"),
         (("./no/such/folder",), "no/such/folder"),
+        (("~no-user/model",), "~no-user/model"),
+        (("--profile", "./no/such/folder/p.json"), "--profile"),
         (("a=x", "a=y"), "'a'"),
         (("--host", "192.0.2.77"), "--host"),
     ],
@@ -46,6 +49,16 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     last = err.strip().splitlines()[-1]
     assert last.startswith("swift-sd: error: ")
     assert words in last
+
+
+@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "openai", "prometheus_client"])
+def test_what_is_not_installed_is_told_with_the_remedy(swift_sd, refused, monkeypatch, module):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "swift_sd.cli.serve.importlib.util.find_spec",
+        lambda name, *rest: None if name == module else find(name, *rest),
+    )
+    refused(swift_sd("serve", "--port", "0"), "swift-sd[serve]")
 
 
 def test_a_taken_port_is_refused_with_the_remedy(swift_sd, refused):

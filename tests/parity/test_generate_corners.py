@@ -1,5 +1,7 @@
 """Corners of `generate` that are easy to get silently wrong."""
 
+import copy
+
 import numpy
 import pytest
 import torch
@@ -63,6 +65,20 @@ def test_stop_strings_in_a_generation_config(model_of, swift_of, prompt, tokeniz
     swift = swift_of(model, "none", tokenizer=tokenizer)
     assert torch.equal(swift.generate(ids, config, attention_mask=mask), expected)
     assert config.stop_strings is not None
+
+
+def test_stop_strings_of_the_checkpoint(model_of, swift_of, prompt, tokenizer):
+    model, ids = copy.deepcopy(model_of()), prompt(9)
+    mask = torch.ones_like(ids)
+    free = model.generate(ids, attention_mask=mask, **GREEDY)[0, 9:]
+    model.generation_config.stop_strings = [tokenizer.decode(free[3:5])]
+    expected = model.generate(ids, attention_mask=mask, tokenizer=tokenizer, **GREEDY)
+    assert expected.shape[1] < 9 + 8
+    swift = swift_of(model, "none", tokenizer=tokenizer)
+    assert torch.equal(swift.generate(ids, attention_mask=mask, **GREEDY), expected)
+    config = GenerationConfig(**GREEDY)  # which leaves them as they are
+    assert torch.equal(swift.generate(ids, config, attention_mask=mask), expected)
+    assert model.generation_config.stop_strings is not None
 
 
 def test_a_streamer_is_refused_where_it_would_never_hear_the_end(model_of, swift_of, tokenizer):

@@ -1,5 +1,6 @@
 """The `openai` client, unchanged, against the running server; answers are those of transformers."""
 
+import copy
 import http.client
 import json
 
@@ -8,7 +9,9 @@ import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
+from swift_sd import Swift, SwiftConfig
 from swift_sd.serve.decoding import Decoding
+from swift_sd.serve.limits import Limits
 from swift_sd.serve.requests import Chat, Complete
 from swift_sd.testing.families import tiny_model
 
@@ -180,6 +183,8 @@ def test_only_configured_names_are_models(client, name):
         ({"messages": [{"role": "user"}]}, "messages.0.content is missing"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "an assistant cannot begin"),
         ({"extra_body": {"top_kk": 3}}, "top_kk is not supported"),
+        ({"extra_body": {"top-k": 3}}, "top-k is not supported"),
+        ({"stream": True, "stream_options": {"a-b": True}}, "stream_options.a-b is not supported"),
         ({"logprobs": True}, "logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -192,6 +197,18 @@ def test_what_cannot_be_honoured_is_refused_by_name(client, changes, words):
         client.chat.completions.create(**asked)
     assert words in caught.value.body["message"]
     assert caught.value.type == "invalid_request_error"
+
+
+def test_stop_strings_of_the_checkpoint_end_an_answer(serving, byte_model, bytes_tokenizer, plain):
+    model = copy.deepcopy(byte_model)
+    whole = plain(MESSAGES, 60)
+    stop = next(text for i in range(9, 40) if (text := whole[i : i + 2]).isascii())
+    model.generation_config.stop_strings = [stop]
+    swift = Swift(model, bytes_tokenizer, SwiftConfig.plain())
+    with serving({"tiny": swift}, Limits()) as server, server.client() as client:
+        answer = client.chat.completions.create(messages=MESSAGES, max_tokens=60, **GREEDY)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.completion_tokens < 60
 
 
 def test_a_prompt_beyond_the_context_is_refused(client):

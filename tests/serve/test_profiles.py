@@ -44,6 +44,13 @@ def test_what_is_learned_is_saved_and_the_next_server_starts_from_it(
     assert learned == served.swift.profile.learned
 
 
+@pytest.mark.parametrize("parts", [("no", "p.json"), ("file", "p.json")])
+def test_a_place_where_nothing_can_be_kept_is_refused(tmp_path, parts):
+    (tmp_path / "file").touch()
+    with pytest.raises(ProfileError, match="--profile"):
+        ProfileFile.start(tmp_path.joinpath(*parts))
+
+
 def test_what_was_learned_last_is_saved_when_the_engine_ends(served, tmp_path):
     path = tmp_path / "profile.json"
     keeping = ProfileFile(served, path, period=1e9)

@@ -63,6 +63,13 @@ def test_odd_content_is_refused(server, content):
     assert "messages.0.content" in answer["error"]["message"]
 
 
+def test_an_unknown_field_of_half_a_character_is_refused(server):
+    body = json.dumps({**CHAT, "\ud800": 1}).encode()
+    status, answer = post(server, PATHS[0], body)
+    assert status == 400
+    assert "unicode" in answer["error"]["message"]
+
+
 def test_a_body_that_is_not_declared_as_json_is_refused(server):
     """Else any web page could have its visitors' browsers ask."""
     for declared in ("text/plain", "application/x-www-form-urlencoded", ""):

@@ -15,6 +15,7 @@ import pytest
 
 from swift_sd import Swift, SwiftConfig
 from swift_sd.model.kv_cache import KVCache
+from swift_sd.serve import desk
 from swift_sd.serve.desk import Conversation
 from swift_sd.serve.engine import Load
 from swift_sd.serve.limits import Limits
@@ -214,6 +215,60 @@ def test_a_stopped_server_finishes_what_runs_and_refuses_what_waits(
         may_go_on.set()
         said = running.result(timeout=60).choices[0].message.content
     assert said == plain(CHAT["messages"], 150)
+
+
+def test_answers_longer_than_the_grace_end_with_an_error_that_clients_understand(
+    serving, drafting_swift, byte_model
+):
+    model = copy.deepcopy(byte_model)
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    model.generation_config.eos_token_id = None
+    request = {**CHAT, "max_tokens": 3500}
+    with (
+        serving({"tiny": drafting_swift(model=model)}, Limits(active=2, grace=1.0)) as server,
+        server.client() as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        whole = pool.submit(client.chat.completions.create, **request)
+        streamed = client.chat.completions.create(**request, stream=True)
+        next(streamed)
+        deadline = time.monotonic() + 60
+        while server.engine.load.active < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        server.stop()
+        with pytest.raises(openai.APIError, match="shut down"):
+            for _ in streamed:
+                pass
+        with pytest.raises(openai.InternalServerError, match="shut down") as error:
+            whole.result(timeout=60)
+    assert error.value.status_code == 503
+
+
+def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
+    serving, drafting_swift, monkeypatch
+):
+    read, begun, may_go_on = [], threading.Event(), threading.Event()
+    encoded = desk._encoded
+
+    def held(served, ask):
+        read.append(ask)
+        begun.set()
+        assert may_go_on.wait(60)
+        return encoded(served, ask)
+
+    monkeypatch.setattr(desk, "_encoded", held)
+    with serving({"tiny": drafting_swift()}, Limits(active=1, waiting=5)) as server:
+        first = asked(server, max_tokens=3)
+        assert begun.wait(60)
+        second = asked(server, max_tokens=3)
+        time.sleep(0.2)  # it is let in, and waits for the one thread that reads
+        second.close()
+        time.sleep(0.5)
+        may_go_on.set()
+        assert first.recv(1)
+        first.close()
+        assert server.idle()
+    assert len(read) == 1
 
 
 def test_metrics_count_what_happened(server, client):

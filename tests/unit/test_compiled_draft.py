@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from swift_sd import LayerSet
+from swift_sd import LayerSet, UnsupportedModel
 from swift_sd.model import compiled_draft
 from swift_sd.model.compiled_draft import CompiledDraft, CompiledWeights
 from swift_sd.model.draft_view import DraftView
@@ -150,6 +150,49 @@ def test_other_layouts_are_refused_with_the_reason(family, why):
     model = tiny_model(family)
     with pytest.raises(NoKernelsError, match=why):
         CompiledWeights(model, find_sublayers(model))
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("smollm3", "without rotary"),
+        ("helium", "neighbouring"),
+        ("ernie4_5", "neighbouring"),
+        ("hunyuan_v1_dense", "query_layernorm"),
+    ],
+)
+def test_the_same_names_do_not_hide_other_mathematics(family, why):
+    model = tiny_model(family, **WIDE)
+    with pytest.raises(NoKernelsError, match=why):
+        CompiledWeights(model, find_sublayers(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_a_users_default_type_is_not_taken_for_what_compiled_code_writes(dtype):
+    model = wide_model("llama")
+    tokens = torch.tensor([[5, 17, 33]])
+    draft = CompiledDraft(CompiledWeights(model, find_sublayers(model)), LayerSet.none(5))
+    expected = draft.forward(tokens, filled(model))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = draft.forward(tokens, filled(model))
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_a_cache_of_another_type_is_refused():
+    """As autocast leaves it: compiled code would write behind its end."""
+    model = wide_model("llama")
+    draft = CompiledDraft(CompiledWeights(model, find_sublayers(model)), LayerSet.none(5))
+    cache = filled(model)
+    cache.buffers[0].values = cache.buffers[0].values.bfloat16()
+    with pytest.raises(UnsupportedModel, match=r"values of torch\.bfloat16"):
+        draft.forward(torch.tensor([[5]]), cache)
 
 
 def test_what_only_looks_alike_is_found_out():

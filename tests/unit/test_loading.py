@@ -8,6 +8,7 @@ import tokenizers
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError
 
 from swift_sd import loading
 from swift_sd.errors import ConfigError, ModelNotFound, SwiftError, UnsupportedArgument
@@ -132,7 +133,9 @@ def test_a_malformed_name_is_reported_as_unknown():
         loading.load("a b c")
 
 
-@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/no-such-folder", "a/b/c", ""])
+@pytest.mark.parametrize(
+    "name", ["./nothing", "/no/such/folder", "~/no-such-folder", "a/b/c", "", "~no-user/x"]
+)
 def test_a_missing_path_is_not_taken_for_a_hub_name(name):
     with pytest.raises(ModelNotFound, match="no folder"):
         loading.load(name)
@@ -247,6 +250,47 @@ def test_a_cache_that_cannot_be_written_names_the_setting(fake_wheel, tmp_path, 
     monkeypatch.setenv("SWIFT_SD_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="SWIFT_SD_CACHE") as error:
         loading.load()
+    assert_one_line(error)
+
+
+def test_a_disk_that_is_full_names_the_setting(fake_wheel, cache, monkeypatch):
+    def full(gguf: Path, folder: Path) -> None:
+        raise SafetensorError("Error while serializing: No space left on device (os error 28)")
+
+    monkeypatch.setattr(loading, "_convert", full)
+    with pytest.raises(ConfigError, match="SWIFT_SD_CACHE") as error:
+        loading.load()
+    assert_one_line(error)
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_a_cache_of_somebody_elses_names_the_setting(fake_wheel, cache, monkeypatch):
+    def forbidden(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    with pytest.raises(ConfigError, match="SWIFT_SD_CACHE") as error:
+        loading.load()
+    assert_one_line(error)
+
+
+def test_a_device_without_room_is_told_in_one_line(tiny, monkeypatch):
+    def full(model, device):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "to", full)
+    with pytest.raises(ConfigError, match="cannot be put on cpu") as error:
+        loading.load(str(tiny), device="cpu")
+    assert_one_line(error)
+
+
+def test_a_model_larger_than_memory_is_not_called_damaged(tiny, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ConfigError, match="not enough memory") as error:
+        loading.load(str(tiny), device="cpu")
     assert_one_line(error)
 
 

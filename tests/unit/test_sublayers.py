@@ -149,6 +149,16 @@ def test_a_model_in_training_mode_is_refused_with_the_remedy():
         Swift(tiny_model("llama").train())
 
 
+def test_autocast_is_refused_with_the_remedy():
+    swift = Swift(tiny_model("llama"))
+    ids = torch.tensor([[5, 6, 7]])
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(UnsupportedModel, match="autocast is on: leave it"),
+    ):
+        swift.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)
+
+
 def test_an_offloaded_model_is_refused():
     model = tiny_model("llama")
     model.model.layers[1]._hf_hook = object()  # what accelerate leaves on a module it manages

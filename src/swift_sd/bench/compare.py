@@ -17,7 +17,7 @@ from swift_sd.errors import ConfigError
 
 SAME_WORK = ("digest", "max_new_tokens", "temperature", "stream")
 NOTED = ("cpu", "accelerator", "cores", "threads", "torch", "transformers", "commit")  # of machines
-ALSO_NOTED = ("repeats", "draft_model", "layer_set")  # of settings
+ALSO_NOTED = ("repeats", "draft_model", "layer_set", "seed")  # of settings
 BY_CHANCE = 0.05
 FEWEST = 6  # all of five questions lean to one side by chance once in sixteen
 FASTER, SLOWER, NOISE, TOO_FEW = "faster", "slower", "within noise", "too few"
@@ -52,13 +52,14 @@ def compare(
     pairs_before = pairs_by_method(before["records"])
     pairs_after = pairs_by_method(after["records"])
     seed = after["settings"].get("seed") or 0
+    is_same = before["settings"].get("digest") == after["settings"].get("digest")
     rows = []
     for method in after["summary"]:
         for group in after["summary"][method]:
             earlier = before["summary"].get(method, {}).get(group)
             if earlier is None:
                 continue
-            shared = _shared(pairs_before[method], pairs_after[method], group)
+            shared = _shared(pairs_before[method], pairs_after[method], group, is_same=is_same)
             later = after["summary"][method][group]
             judged = _paired(shared, seed) if shared else _apart(earlier, later)
             figures = {"before": earlier["speedup"], "after": later["speedup"]}
@@ -124,9 +125,19 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _shared(before: Sequence[Pair], after: Sequence[Pair], group: str) -> list[float]:
-    """Logarithms of the later speedup ÷ the earlier, for each question in both."""
+def _shared(
+    before: Sequence[Pair], after: Sequence[Pair], group: str, *, is_same: bool
+) -> list[float]:
+    """Logarithms of the later speedup ÷ the earlier, for each question in both.
+
+    Args:
+        is_same: whether the questions are known to be; else the same number may mean another one.
+    """
     earlier = {pair.question_id: pair for pair in before}
+
+    def looks_alike(one: Pair, other: Pair) -> bool:
+        return (one.group, one.prompt_tokens) == (other.group, other.prompt_tokens)
+
     return [
         math.log(pair.speedup / earlier[pair.question_id].speedup)
         for pair in after
@@ -134,6 +145,7 @@ def _shared(before: Sequence[Pair], after: Sequence[Pair], group: str) -> list[f
         and group in (pair.group, OVERALL)
         # An interrupted run may have the first turn only.
         and pair.turns == earlier[pair.question_id].turns
+        and (is_same or looks_alike(pair, earlier[pair.question_id]))
     ]
 
 

@@ -21,6 +21,7 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
     import transformers
 
     from swift_sd.adapting.fingerprint import model_fingerprint, processor
+    from swift_sd.native.compiler import find_kernels
 
     generation: Any = model.generation_config
     device = model.device
@@ -32,6 +33,7 @@ def describe_environment(model: PreTrainedModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory": _memory(),
         "device": str(device),
+        "compiled": device.type == "cpu" and find_kernels() is not None,
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "python": platform.python_version(),

@@ -15,12 +15,13 @@ from swift_sd.bench.settings import difference
 from swift_sd.errors import ConfigError
 
 NAME, LOCK = "records.jsonl", ".lock"
+HEAD = b'{"kind": "header"'  # how every journal begins
 Entry = dict[str, Any]
 
 # Where these differ, timings do not belong in one table.
 SAME_MACHINE = (
     "machine", "cpu", "cores", "threads", "device", "dtype", "python", "torch", "transformers",
-    "sources", "model",
+    "sources", "model", "compiled",
 )  # fmt: skip
 
 
@@ -118,7 +119,13 @@ def _read(path: Path) -> tuple[Entry | None, list[Entry]]:
     """Header and entries; a last line without its end is cut off the file."""
     if not path.exists():
         return None, []
-    whole, _, torn = path.read_bytes().rpartition(b"\n")
+    data = path.read_bytes()
+    # Even of a first line that a crash cut off. All else is not ours to shorten.
+    if not (data.startswith(HEAD) or HEAD.startswith(data)):
+        raise ConfigError(
+            f"{path}, line 1 is damaged: it is no run of swift-sd bench; give another --out"
+        )
+    whole, _, torn = data.rpartition(b"\n")
     if torn:
         with path.open("r+b") as file:
             file.truncate(len(whole) + 1 if whole else 0)

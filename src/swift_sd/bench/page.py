@@ -82,7 +82,7 @@ def _plots(results: dict[str, Any]) -> list[Plot]:
     accepted, time = plots.accepted_plot(results), plots.time_plot(results)
     search = plots.search_plot(results)
     drafts = "Longer is better: each accepted token saves a forward of the full model."
-    split = "Milliseconds per new token of swift-sd's loop, by what they were spent on, and of hf."
+    split = "Milliseconds per new token of swift-sd, by what they were spent on, and of hf."
     return [
         Plot(
             "speedup",

@@ -89,7 +89,9 @@ def time_plot(results: dict[str, Any]) -> str | None:
     tokens: Counter[str] = Counter()
     for record in results["records"]:
         if record.get("time_split"):
-            splits.setdefault(record["method"], Counter()).update(record["time_split"])
+            split = Counter(record["time_split"])
+            split["other"] += max(record["seconds"] - split.total(), 0.0)  # around the loop
+            splits.setdefault(record["method"], Counter()).update(split)
             tokens[record["method"]] += record["new_tokens"]
     if not splits:
         return None

@@ -144,6 +144,7 @@ def _parsed(line: bytes) -> Question:
     identity = data.get("question_id")
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
         raise ValueError("question_id is missing, or neither a number nor a text")
+    _check_text("question_id", str(identity))
     return Question(identity, _group(data), _turns(data.get("turns")))
 
 
@@ -151,6 +152,7 @@ def _group(data: dict[str, Any]) -> str:
     group = data["group"] if "group" in data else data.get("category")
     if not isinstance(group, str) or not group.strip():
         raise ValueError("group is missing or empty (category stands for it in Spec-Bench's file)")
+    _check_text("group", group)
     if group == "overall":
         raise ValueError('a group cannot be called "overall", which names the sum of all')
     return group if "group" in data else GROUP_OF.get(group, group)
@@ -162,8 +164,12 @@ def _turns(turns: Any) -> tuple[str, ...]:
     for turn in turns:
         if not isinstance(turn, str) or not turn.strip():
             raise ValueError("a turn is empty or no text")
-        try:
-            turn.encode()
-        except UnicodeEncodeError:
-            raise ValueError("a turn holds half a character (a lone surrogate)") from None
+        _check_text("a turn", turn)
     return tuple(turns)
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half a character (a lone surrogate)") from None

@@ -66,7 +66,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` such that no reader ever meets a part of it."""
     handle, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        # Of half characters, which paths and notes may hold, question marks are left.
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
         os.chmod(draft, 0o644)  # mkstemp is more private than a report must be
         os.replace(draft, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
@@ -110,6 +111,7 @@ class Runner:
         for name, method in list(self._methods.items()):
             with self._skipping(name):
                 self._timed_warm_up(method.start())
+        gc.collect()
 
     @contextmanager
     def _skipping(self, name: str) -> Iterator[None]:
@@ -143,10 +145,11 @@ class Runner:
     def _question(self, index: int, question: Question) -> Iterator[Entry]:
         if not self._settings.stream:
             self._answers.clear()
+            gc.collect()  # objects in cycles keep their copies: they go now, not in a timed answer
         answers: list[str] = []
         asked_before: list[Inputs] = []
         for turn in range(len(question.turns)):
-            if self._turn_is_left_out(question, turn):
+            if self._rest_is_left_out(question, turn):
                 return
             inputs = encoded_turn(
                 self._subject.model, self._subject.tokenizer, question.turns[: turn + 1], answers
@@ -227,8 +230,13 @@ class Runner:
             return self._settings.max_new_tokens
         return max(0, self._subject.context - inputs["input_ids"].shape[1])
 
-    def _turn_is_left_out(self, question: Question, turn: int) -> bool:
-        return all((question.question_id, turn, name) in self._left_out for name in self._asked)
+    def _rest_is_left_out(self, question: Question, turn: int) -> bool:
+        """From `turn` on, all of it: a run may have been killed between two entries."""
+        return all(
+            (question.question_id, rest, name) in self._left_out
+            for rest in range(turn, len(question.turns))
+            for name in self._asked
+        )
 
     def _leave_out(self, question: Question, turn: int, prompt_tokens: int) -> None:
         """A prompt that the model cannot read is left out for every method, and said to be."""

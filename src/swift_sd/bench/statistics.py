@@ -22,6 +22,7 @@ class Pair:
     Attributes:
         identical: whether all turns gave `hf`'s ids; None when sampling.
         turns: those that were timed.
+        prompt_tokens: of the first of them.
     """
 
     question_id: int | str
@@ -32,6 +33,7 @@ class Pair:
     hf_new_tokens: int
     identical: bool | None
     turns: tuple[int, ...] = (0,)
+    prompt_tokens: int | None = None
 
     @property
     def speedup(self) -> float:
@@ -160,4 +162,5 @@ def _together(turns: Sequence[Entry]) -> Pair:
         hf_new_tokens=sum(turn["hf_new_tokens"] for turn in turns),
         identical=None if None in same else all(same),
         turns=tuple(sorted(turn["turn"] for turn in turns)),
+        prompt_tokens=min(turns, key=lambda turn: turn["turn"]).get("prompt_tokens"),
     )

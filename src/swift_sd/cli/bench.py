@@ -210,7 +210,7 @@ def _run(
     from swift_sd.bench.journal import Journal, alone, check_folder
     from swift_sd.bench.method import Subject
     from swift_sd.bench.runner import Runner
-    from swift_sd.model.rope import context_length
+    from swift_sd.model.rope import decodable_length
 
     with alone(folder):
         check_folder(folder, settings.to_dict())
@@ -219,7 +219,7 @@ def _run(
             if settings.draft_model is not None and "hf-assisted" in settings.methods:
                 assistant = _assistant(settings)
             model, tokenizer = parts
-            context = context_length(model.config)
+            context = decodable_length(model.config)
             subject = Subject(model, tokenizer, context, *assistant, layer_set)
             journal = Journal(folder, settings.to_dict(), describe_environment(model))
             runner = Runner(subject, asked, settings, journal)

@@ -153,7 +153,8 @@ def serve(
         raise ConfigError("--ray does not start torchrun's processes: drop --tensor-parallel")
     if replicas is not None and scale:
         raise ConfigError("--autoscaling decides how many replicas there are: drop --replicas")
-    _require("fastapi", "serve")
+    for module in ("fastapi", "uvicorn", "openai", "prometheus_client"):
+        _require(module, "serve")
     if ray:
         _require("ray", "ray")
     with progress("starting"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.rope import changes_with_length
 from swift_sd.model.sublayers import Sublayers
@@ -38,19 +40,31 @@ class CacheRows(ctypes.Structure):
     )
 
 
-def cache_rows(cache: KVCache, count: int, windows: Windows) -> Any:
+def cache_rows(cache: KVCache, count: int, windows: Windows, dtype: torch.dtype) -> Any:
     """An array of `CacheRows`, one for each layer, with room for `count` rows at the cursor.
 
     Args:
         windows: what each layer attends to, by the model's configuration: a user's cache may have
             been made without one, and then keeps more.
+        dtype: of what is read and written.
+
+    Raises:
+        UnsupportedModel: the cache holds numbers of another type, as a prefix of another model's
+            or autocast may leave it.
     """
-    return (CacheRows * len(cache.buffers))(*_each_layers_rows(cache, count, windows))
+    return (CacheRows * len(cache.buffers))(*_each_layers_rows(cache, count, windows, dtype))
 
 
-def _each_layers_rows(cache: KVCache, count: int, windows: Windows) -> Iterator[CacheRows]:
+def _each_layers_rows(
+    cache: KVCache, count: int, windows: Windows, dtype: torch.dtype
+) -> Iterator[CacheRows]:
     for buffer, window in zip(cache.buffers, windows, strict=True):
         keys, values, row = cache.room(buffer, count)
+        if not keys.dtype == values.dtype == dtype or keys.shape != values.shape:
+            raise UnsupportedModel(
+                f"the cache holds keys of {keys.dtype} and values of {values.dtype}, the model is "
+                f"{dtype}: give a prefix in the model's own type, without autocast"
+            )
         whole = window or 1 << 60
         yield CacheRows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, whole)
 
@@ -125,6 +139,16 @@ class CommonLayout:
         attention, mlp = layer.self_attn, layer.mlp
         if attention.head_dim != head_dim:
             raise AttributeError("rotary embeddings over a part of each head")
+        children = {name for name, _ in attention.named_children()}
+        if not children <= {"q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"}:
+            raise AttributeError(f"attention consists of {', '.join(sorted(children))}")
+        if not getattr(attention, "use_rope", True):
+            raise AttributeError("a layer without rotary embeddings")
+        half = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
+        if half is not None and half(torch.arange(4.0)).tolist() != [-2, -3, 0, 1]:
+            raise AttributeError("rotary embeddings of neighbouring numbers")
+        if attention.k_proj.weight.shape != attention.v_proj.weight.shape:
+            raise AttributeError("keys and values of different sizes")
         for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)):
             if norm is not None and norm.weight.shape != (head_dim,):
                 raise AttributeError("a norm over all heads")

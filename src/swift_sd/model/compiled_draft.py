@@ -91,7 +91,7 @@ class CompiledWeights:
         )
         self._rotary, self.embedding = layout.rotary, layout.embedding
         self.windows = attention_windows(model.config)
-        self.depth = len(layout.layers)
+        self.depth, self.dtype = len(layout.layers), model.dtype
         self.vocabulary = layout.head.weight.shape[0]
         self.struct = _Draft(
             *layout.sizes,
@@ -184,10 +184,10 @@ class CompiledDraft:
         cosines, sines = weights.rotations(end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
         listed = self._shortlist.tokens if self._shortlist is not None else None
-        logits = torch.full((1, count, weights.vocabulary), -torch.inf)
+        logits = torch.full((1, count, weights.vocabulary), -torch.inf, dtype=torch.float32)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
-            cache_rows(cache, count, weights.windows),
+            cache_rows(cache, count, weights.windows, weights.dtype),
             self._skips,
             Pointer(hidden.data_ptr()),
             Whole(count),

@@ -99,7 +99,7 @@ class CompiledTarget:
         logits: Tensor = hidden.new_empty(1, rows, self._vocabulary)
         failed = self._library.swift_sd_target(
             ctypes.byref(self._struct),
-            cache_rows(cache, rows, self._windows),
+            cache_rows(cache, rows, self._windows, torch.bfloat16),
             Pointer(hidden.data_ptr()),
             Whole(rows),
             *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),

@@ -40,6 +40,12 @@ def context_length(config: Any) -> int | None:
     return max([length, *reach])
 
 
+def decodable_length(config: Any) -> int | None:
+    """The most positions that a model of this configuration can be asked for; None if not known."""
+    lengths = (context_length(config), trained_length(config))
+    return min((length for length in lengths if length is not None), default=None)
+
+
 def trained_length(config: Any) -> int | None:
     """Up to how many positions a length-dependent embedding stays as it is; None without one."""
     text: Any = config.get_text_config(decoder=True)

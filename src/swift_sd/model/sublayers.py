@@ -150,10 +150,12 @@ def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
     """Refuse a model that cannot be drafted with as it is now, though it could be.
 
     Raises:
-        UnsupportedModel: dropout is on, so that what is computed twice would differ; or a module on
-            the `path` to the layers, or a layer, has a `forward` of its own: a copy of it with
-            something left out would run the original.
+        UnsupportedModel: dropout is on, so that what is computed twice would differ; or autocast on
+            a CPU; or a module on the `path` to the layers, or a layer, has a `forward` of its own:
+            a copy of it with something left out would run the original.
     """
+    if model.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        raise UnsupportedModel("autocast is on: leave it, and load the model in the dtype you want")
     if model.training:
         raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
     parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]

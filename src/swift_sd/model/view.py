@@ -21,7 +21,7 @@ def spread_tokens(model: PreTrainedModel, count: int) -> Tensor:
     """
     embedding: Any = model.get_input_embeddings()
     weight: Tensor = embedding.weight
-    spread = torch.linspace(0, weight.shape[0] - 1, count + 2).long()[1:-1]
+    spread = torch.linspace(0, len(weight) - 1, count + 2, dtype=torch.float64).long()[1:-1]
     return spread.unsqueeze(0).to(model.device)
 
 

@@ -25,7 +25,7 @@ from swift_sd.serve.failures import ApiError, ErrorBody
 from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Counted, Metrics
-from swift_sd.serve.replies import reply
+from swift_sd.serve.replies import reply, while_connected
 from swift_sd.serve.requests import Ask, Chat, Complete, StreamOptions
 from swift_sd.serve.transfer import Transfer
 
@@ -130,7 +130,9 @@ def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> A
     )
     async def chat(ask: Chat, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        conversation = await desk.open(ask, client(request))
+        conversation = await while_connected(request, desk.open(ask, client(request)))
+        if isinstance(conversation, Response):
+            return conversation
         return await reply(request, conversation, ChatForm(ask.model), _streams(ask))
 
     @routes.post(
@@ -138,7 +140,9 @@ def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> A
     )
     async def complete(ask: Complete, request: Request) -> Response:
         """Continue a text, whole or as a stream of server-sent events."""
-        conversation = await desk.open(ask, client(request))
+        conversation = await while_connected(request, desk.open(ask, client(request)))
+        if isinstance(conversation, Response):
+            return conversation
         return await reply(request, conversation, TextForm(ask.model), _streams(ask))
 
     @routes.get("/v1/models")

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from swift_sd.errors import PromptError, SwiftError
-from swift_sd.model.rope import context_length, trained_length
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, as_api_error
 from swift_sd.serve.gate import Gate
@@ -160,9 +159,7 @@ class Desk:
         Raises:
             ApiError: none.
         """
-        config = served.swift.model.config
-        lengths = (context_length(config), trained_length(config))
-        context = min((length for length in lengths if length is not None), default=None)
+        context = served.swift.context_length
         room = self.limits.tokens if context is None else context - prompt
         if room < 1:
             raise ApiError(

@@ -138,12 +138,16 @@ class Engine:
         for job in refused:
             job.deliver(Failure(Refused("the server is shutting down; ask again in a moment")))
 
-    def close(self, timeout: float) -> None:
-        """Give up what still runs, within a step; wait `timeout` seconds for that."""
+    def give_up(self) -> None:
+        """End what still runs, within a step; its clients are told."""
         self.drain()
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+
+    def close(self, timeout: float) -> None:
+        """Give up what still runs; wait `timeout` seconds for that."""
+        self.give_up()
         if self._thread.ident is not None:
             self._thread.join(timeout)
 
@@ -158,7 +162,7 @@ class Engine:
             log.exception("the engine has died")
         finally:  # whatever happened, nobody shall wait for ever
             self.drain()
-            over = Failure(Refused("the server was shut down"))
+            over = Failure(Refused("the server was shut down; ask again in a moment"))
             for response in self._active:
                 self._guarded(partial(response.job.deliver, over))
                 self._guarded(response.close)

@@ -113,6 +113,8 @@ def _explained(errors: Any) -> ApiError:
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON: {worst['ctx']['error']}")
     names = [str(part) for part in worst["loc"][1:] if isinstance(part, int) or _is_field(part)]
+    if kind == "extra_forbidden" and not _is_field(str(worst["loc"][-1])):
+        names.append(str(worst["loc"][-1])[:100])  # whatever a client made up
     param = ".".join(names) or None
     if kind == "extra_forbidden":
         return ApiError(400, f"{param} is not supported; leave it out", param=param)

@@ -37,7 +37,6 @@ class Figures:
     def __init__(self, layer_set: LayerSet) -> None:
         self._lock = threading.Lock()
         self._layer_set = layer_set
-        self._changes = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)  # tokens, seconds
         self._plain: deque[float] = deque(maxlen=RECENT)
         self._accepted: Counter[int] = Counter()
@@ -49,9 +48,7 @@ class Figures:
         with self._lock:
             self._steps += 1
             self._tokens += len(step.tokens)
-            if layer_set != self._layer_set:
-                self._layer_set = layer_set
-                self._changes += 1
+            self._layer_set = layer_set
             if step.prefill:
                 self._responses += 1
                 return
@@ -81,7 +78,6 @@ class Figures:
                 "depth": self._layer_set.depth,
                 "attention": sorted(self._layer_set.attention),
                 "mlp": sorted(self._layer_set.mlp),
-                "layer_set_changes": self._changes,
                 "accepted_histogram": {str(n): self._accepted[n] for n in sorted(self._accepted)},
                 "drafters": dict(self._drafters),
                 "responses": self._responses,

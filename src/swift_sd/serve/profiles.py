@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,21 @@ class ProfileFile:
 
     @staticmethod
     def start(path: Path | None) -> Path | None:
-        """What to make a `Swift` with: the file, if there is one yet."""
-        return path if path is not None and path.exists() else None
+        """What to make a `Swift` with: the file, if there is one yet.
+
+        Raises:
+            ProfileError: nothing can be kept there.
+        """
+        if path is None:
+            return None
+        try:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-"):
+                return path if path.exists() else None
+        except OSError as error:
+            raise ProfileError(
+                f"no profile can be kept at {path} ({error.strerror or error}): give --profile a "
+                "file in a folder that can be written"
+            ) from None
 
     def __call__(self) -> None:
         """Save or take over, if it is time to."""

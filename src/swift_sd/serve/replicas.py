@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp
 
-from swift_sd.errors import ConfigError
+from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.app import create_app
 from swift_sd.serve.spec import Spec, load, make_engine
 
@@ -81,6 +81,7 @@ def run(spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[st
 
     Raises:
         ConfigError: `autoscaling` is not what Ray knows.
+        SwiftError: the replicas cannot be started.
     """
     app = deployed(spec, replicas, autoscaling)
     serve.start(http_options=HTTPOptions(host=host, port=port))
@@ -89,3 +90,11 @@ def run(spec: Spec, *, host: str, port: int, replicas: int, autoscaling: dict[st
         serve.run(app, name=APP, route_prefix="/", blocking=True)
     except KeyboardInterrupt:
         serve.delete(APP)
+    except RuntimeError as error:
+        told = [one.message for one in serve.status().applications[APP].deployments.values()]
+        reasons = [words.strip().splitlines()[-1] for words in told if words.strip()]
+        serve.delete(APP)
+        raise SwiftError(
+            f"the replicas cannot be started: {(reasons or [str(error)])[0]}; correct that, or see "
+            "Ray's logs, and start again"
+        ) from None

@@ -33,8 +33,8 @@ async def reply(
     stream: EventStream | None = None
     try:
         if streams is None:
-            return await _while_connected(request, _whole(conversation, form))
-        first = await _while_connected(request, conversation.next())
+            return await while_connected(request, _whole(conversation, form))
+        first = await while_connected(request, conversation.next())
         if isinstance(first, Response):
             return first
         stream = EventStream(conversation, _chunks(conversation, form, streams, first))
@@ -77,7 +77,7 @@ async def _chunks(
     yield b"data: [DONE]\n\n"
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | Response:
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T | Response:
     """The result of `work`, which is given up when the client goes away."""
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request))

@@ -46,13 +46,16 @@ class Response:
 
     def advance(self) -> Step | None:
         """Do one step and tell the client; None if it was too late, or nothing was left to do."""
-        step = None if time.monotonic() > self.job.deadline else self._decoding.next()
+        is_late = time.monotonic() > self.job.deadline
+        step = None if is_late else self._decoding.next()
         if step is not None:
             self._tell(step)
         if self._wording.stopped or self._last in self._ends:
             self._end("stop")
-        elif step is None or self._tokens >= self.job.arguments["max_new_tokens"]:
+        elif is_late or self._tokens >= self.job.arguments["max_new_tokens"]:
             self._end("length")
+        elif step is None:  # a criterion of the checkpoint's own: its stop strings
+            self._end("stop")
         return step
 
     def close(self) -> None:

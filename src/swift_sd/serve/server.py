@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
 from contextlib import suppress
 
 import uvicorn
 
 from swift_sd.errors import ConfigError, SwiftError
-from swift_sd.serve.app import create_app
+from swift_sd.serve.app import LAST_STEP, create_app
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -19,15 +21,19 @@ from swift_sd.serve.spec import Spec, make_engine
 class Server(uvicorn.Server):
     """Stops in three steps: nothing new is taken, what runs is finished, the rest is given up."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine, self._grace = engine, grace
         engine.on_end = self._stop  # without it there is nothing to serve
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn on SIGTERM and SIGINT."""
         self._engine.drain()
-        await super().shutdown(sockets)
+        over = asyncio.get_running_loop().call_later(self._grace, self._engine.give_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            over.cancel()
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -70,12 +76,13 @@ def make_server(
         create_app(engine, metrics, limits, api_keys),
         log_level=log_level,
         access_log=False,
-        timeout_graceful_shutdown=max(int(limits.grace), 1),
+        # Behind our own, which lets clients know.
+        timeout_graceful_shutdown=math.ceil(limits.grace + LAST_STEP),
         # Behind all limits of our own: so many connections at one time.
         limit_concurrency=4 * limits.places + 256,
         server_header=False,
     )
-    return Server(config, engine)
+    return Server(config, engine, limits.grace)
 
 
 def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +78,8 @@ def named(sources: list[str]) -> dict[str, str]:
         name, separator, rest = source.partition("=")
         if separator:
             source = rest
-        elif Path(source).expanduser().is_dir():
-            name = Path(source).expanduser().resolve().name
+        elif (folder := Path(os.path.expanduser(source))).is_dir():
+            name = folder.resolve().name
         if not name or not source:
             raise ConfigError(f"{source!r} is no model; write NAME=FOLDER, a folder or a Hub id")
         if name in models:
@@ -91,8 +92,9 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
     """Load all models of `spec`; `tell` hears what is being waited for.
 
     Raises:
-        SwiftError: one of them cannot be had or served.
+        SwiftError: one of them cannot be had or served, or what it learns not be kept.
     """
+    known = ProfileFile.start(spec.profile)
     leader = lockstep.Leader() if spec.tensor_parallel > 1 else None
     made: list[Served] = []
     for name, source in spec.models.items():
@@ -104,7 +106,7 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
             tensor_parallel=spec.tensor_parallel,
         )
         tell(f"looking for sublayers of {name} to skip")
-        swift = Swift(model, tokenizer, spec.config, ProfileFile.start(spec.profile))
+        swift = Swift(model, tokenizer, spec.config, known)
         made.append(Served(name, swift, leader))
     return made
 
