@@ -40,22 +40,36 @@ def with_stop_strings(
             raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
     rest = {name: value for name, value in arguments.items() if name not in DROPPED}
     tokenizer = rest.pop("tokenizer", None) or tokenizer
-    given, own = rest.get("generation_config"), model.generation_config
-    everywhere = (rest.pop("stop_strings", None), getattr(given, "stop_strings", None))
-    strings = next(filter(None, (*everywhere, own.stop_strings)), None)
+    if _setting("token_healing", rest, model):
+        raise UnsupportedArgument(
+            "token_healing",
+            "token_healing is not supported: transformers keeps the tokenizer that it needs from "
+            "decoding methods; call model.heal_tokens first",
+        )
+    strings = _setting("stop_strings", rest, model)
     if strings is None:
         return rest
     if tokenizer is None:
         raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
     criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
-    criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+    if not any(type(one) is StopStringCriteria for one in criteria):  # the user's own wins
+        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
     rest["stopping_criteria"] = criteria
-    if given is not None:
-        rest["generation_config"] = copy.deepcopy(given)
+    rest.pop("stop_strings", None)
+    if rest.get("generation_config") is not None:
+        rest["generation_config"] = copy.deepcopy(rest["generation_config"])
         rest["generation_config"].stop_strings = None
-    if own.stop_strings is not None:  # transformers would take the checkpoint's
+    if model.generation_config.stop_strings is not None:  # transformers would take these
         rest["stop_strings"] = None
     return rest
+
+
+def _setting(name: str, arguments: dict[str, Any], model: PreTrainedModel) -> Any:
+    """As transformers reads it: an argument wins, then what the user's or the own config says."""
+    if name in arguments:
+        return arguments[name]
+    given = getattr(arguments.get("generation_config"), name, None)
+    return given if given is not None else getattr(model.generation_config, name, None)
 
 
 def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:

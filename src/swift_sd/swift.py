@@ -207,10 +207,10 @@ class Swift:
             **model_kwargs,
         )
         state = request.start()
-        for step in self._run(request, state):
-            if token_streamer is not None:
-                for token in step.tokens:
-                    token_streamer.put(torch.tensor([token]))
+        if token_streamer is not None:
+            state.hear = lambda token: token_streamer.put(torch.tensor([token]))
+        for _ in self._run(request, state):
+            pass
         if token_streamer is not None:
             token_streamer.end()
         sequences: Any = state.tokens.clone()

@@ -5,7 +5,13 @@ import copy
 import numpy
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, TextStreamer
+from transformers import (
+    AttentionInterface,
+    DynamicCache,
+    GenerationConfig,
+    StopStringCriteria,
+    TextStreamer,
+)
 
 from swift_sd import (
     ConfigError,
@@ -101,6 +107,72 @@ def test_a_vocabulary_that_grew_later_is_seen_by_the_draft(prompt):
     model.resize_token_embeddings(120, mean_resizing=False)
     out = swift.generate(prompt(5), **{**GREEDY, "do_sample": True})
     assert out.shape == (1, 13)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("change", ["vocabulary", "type"])
+def test_a_model_that_changes_later_is_drafted_from_as_it_is(prompt, do_sample, change):
+    """Copies in 8 bits are of what it was."""
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32}
+    model = tiny_model("llama", **sizes).to(torch.bfloat16)
+    swift = Swift(model, config=SwiftConfig(LayerSet.every(5), early_stop=0, draft_bits=8))
+    if change == "vocabulary":
+        model.resize_token_embeddings(120, mean_resizing=False)
+    else:
+        model.float()
+    request = {**GREEDY, "do_sample": do_sample, "max_new_tokens": 24}
+    torch.manual_seed(4)
+    expected = model.generate(prompt(5), **request)
+    torch.manual_seed(4)
+    assert torch.equal(swift.generate(prompt(5), **request), expected)
+
+
+def blind(module, query, key, value, attention_mask, scaling=None, **_):
+    """Attention that masks by itself, and does not look at any mask."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
+    rows, keys = query.shape[2], key.shape[2]
+    mask = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scaling
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def test_attention_that_is_changed_later_is_given_no_trees(prompt):
+    model = tiny_model("llama")
+    swift = Swift(model, config=SwiftConfig(LayerSet.every(5), early_stop=0))
+    AttentionInterface.register("blind", blind)
+    model.set_attn_implementation("blind")
+    request = {**GREEDY, "max_new_tokens": 24}
+    assert torch.equal(swift.generate(prompt(9), **request), model.generate(prompt(9), **request))
+    assert all(step.verified == step.drafted for step in swift.trace.steps)
+    assert any(step.drafted for step in swift.trace.steps)
+
+
+@pytest.mark.parametrize("given", [None, GenerationConfig(stop_strings=["e"])])
+def test_no_stop_strings_means_none(model_of, swift_of, prompt, tokenizer, given):
+    model, ids = copy.deepcopy(model_of()), prompt(9)
+    model.generation_config.stop_strings = ["a", "b", "c"]
+    request = {"attention_mask": torch.ones_like(ids), "stop_strings": None, **GREEDY}
+    expected = model.generate(ids, given, **request)
+    assert torch.equal(swift_of(model, "none").generate(ids, given, **request), expected)
+
+
+def test_a_users_own_criterion_of_stop_strings_wins(model_of, swift_of, prompt, tokenizer):
+    model, ids = model_of(), prompt(9)
+    free = model.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)[0, 9:]
+    soon, late = tokenizer.decode(free[1:2]), tokenizer.decode(free[4:6])
+    for mine, other in ((soon, late), (late, soon)):
+        request = {
+            "attention_mask": torch.ones_like(ids),
+            "stopping_criteria": [StopStringCriteria(tokenizer, [mine])],
+            "stop_strings": [other],
+            **GREEDY,
+        }
+        expected = model.generate(ids, tokenizer=tokenizer, **request)
+        swift = swift_of(model, "none", tokenizer=tokenizer)
+        assert torch.equal(swift.generate(ids, **request), expected)
 
 
 def test_a_prompt_as_long_as_the_context_still_gives_a_token(model_of, swift_of, prompt):

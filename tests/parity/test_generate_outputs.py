@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 from transformers.generation import BaseStreamer
 
+from swift_sd import Swift, SwiftConfig
 from swift_sd.model.kv_cache import generate_cache_name
 
 CACHE = generate_cache_name()
@@ -180,6 +181,31 @@ def test_only_the_new_ids_with_a_mask_for_all(model_of, swift_of, prompt, family
             method(prompt(4, seed=1), **{CACHE: cache}, **kwargs, **FIXED),
         )
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("held", [1, 12, 30, 31, 32, 50])
+@pytest.mark.parametrize("config", [SwiftConfig.paper(), SwiftConfig(eager_search=True)])
+def test_the_search_looks_at_the_new_ids_behind_a_prefix(model_of, prompt, config, held):
+    model, results = model_of(), []
+    for method in (model.generate, Swift(model, config=config).generate):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(input_ids=prompt(held), **{CACHE: cache})
+        mask = torch.ones(1, held + 4, dtype=torch.long)
+        kwargs = {"attention_mask": mask, "max_new_tokens": 60, **FIXED}
+        results.append(method(prompt(4, seed=1), **{CACHE: cache}, **kwargs))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("skip", ["none", "unified", "every"])
+def test_a_criterion_may_look_at_what_the_streamer_has_heard(model_of, swift_of, prompt, skip):
+    model, results = model_of(), []
+    for method in (model.generate, swift_of(model, skip).generate):
+        heard = Heard()
+        enough = [lambda ids, scores, heard=heard: len(heard.events) >= 6]
+        out = method(prompt(), streamer=heard, stopping_criteria=enough, max_new_tokens=24, **FIXED)
+        results.append((out.tolist(), heard.events))
+    assert results[0] == results[1]
 
 
 def test_a_prefix_without_its_last_token_read_in_chunks(model_of, swift_of, prompt):

@@ -31,6 +31,10 @@ REFUSED = {
     "cache_implementation": {"cache_implementation": "static"},
     "penalty_alpha": {"penalty_alpha": 0.6, "top_k": 4},
     "dola_layers": {"dola_layers": "low"},
+    "force_words_ids": {"force_words_ids": [[5]]},
+    "constraints": {"constraints": [object()]},
+    "use_mtp": {"use_mtp": True},
+    "prefill_chunk_size": {"prefill_chunk_size": 0},
 }
 
 
@@ -53,6 +57,23 @@ def test_arguments_are_refused_by_name_either_way(model, swift_of, prompt, argum
         assert caught.value.argument == argument
         assert "model.generate" in str(caught.value)
     assert swift.trace is None  # nothing was started
+
+
+def test_token_healing_is_refused_with_the_remedy(model, swift_of, prompt, tokenizer):
+    swift = swift_of(model, tokenizer=tokenizer)
+    for call in (swift.generate, swift.steps):
+        with pytest.raises(UnsupportedArgument, match="heal_tokens") as caught:
+            call(prompt(), token_healing=True, max_new_tokens=5)
+        assert caught.value.argument == "token_healing"
+
+
+@pytest.mark.parametrize("mask", [2, [0] * 4 + [1] * 8])
+def test_positions_of_ones_own_are_refused_with_a_mask_too(model, swift_of, prompt, mask):
+    mask = torch.full((1, 12), mask) if isinstance(mask, int) else torch.tensor([mask])
+    positions = {} if mask.max() == 2 else {"position_ids": torch.arange(12)[None]}
+    with pytest.raises(UnsupportedArgument) as caught:
+        swift_of(model).generate(prompt(), attention_mask=mask, max_new_tokens=5, **positions)
+    assert caught.value.argument == "position_ids"
 
 
 def test_an_assistant_is_refused(model, swift_of, prompt):

@@ -121,8 +121,9 @@ def test_a_forward_replaced_on_the_object_is_refused(place, prompt):
         swift.generate(prompt(5), **request(prompt(5), max_new_tokens=3))
 
 
+@pytest.mark.parametrize("warper", [{}, {"eta_cutoff": 0.1}, {"top_h": 0.5}])
 @pytest.mark.parametrize("do_sample", [False, True])
-def test_a_sub_network_that_computes_nonsense_proposes_nothing(do_sample, prompt):
+def test_a_sub_network_that_computes_nonsense_proposes_nothing(do_sample, warper, prompt):
     """With a poisoned stream only where layers are skipped, the target's answer is unharmed."""
     model = tiny_model("llama", layers=LAYERS)
     ids = prompt(6)
@@ -133,12 +134,13 @@ def test_a_sub_network_that_computes_nonsense_proposes_nothing(do_sample, prompt
         return hidden_states * float("nan")
 
     part.forward = types.MethodType(poisoned, part)
-    asked = request(ids, max_new_tokens=8, do_sample=do_sample)
+    asked = request(ids, max_new_tokens=8, do_sample=do_sample, **(warper if do_sample else {}))
+    torch.manual_seed(0)
     out = swift.generate(ids, **asked)
     assert out.shape[1] == 14
     assert swift.trace.summary()["drafted_tokens"] == 0
-    if not do_sample:
-        assert torch.equal(out, model.generate(ids, **asked))
+    torch.manual_seed(0)
+    assert torch.equal(out, model.generate(ids, **asked))
 
 
 def test_an_end_of_sequence_criterion_may_hold_a_single_number(model_of, swift_of, prompt):

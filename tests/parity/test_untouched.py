@@ -178,3 +178,24 @@ def test_building_and_greedy_decoding_take_no_random_numbers(model, swift_of, pr
     swift.generate(prompt(), repetition_penalty=1.2, **GREEDY)
     list(swift.steps(prompt(), **GREEDY))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [("llama", "output_hidden_states"), ("mixtral", "output_router_logits")],
+)
+def test_no_hooks_are_put_into_a_model_that_tells_of_its_inside(family, setting):
+    """transformers puts them in with the first forward, of a copy too, where they are shared."""
+    model, ids = tiny_model(family), torch.tensor([[5, 6, 7, 8]])
+    setattr(model.config, setting, True)
+    expected = {name: len(value) for name, value in model(ids).items() if isinstance(value, tuple)}
+    fresh = tiny_model(family)
+    setattr(fresh.config, setting, True)
+    hooks = [len(module._forward_hooks) for module in fresh.modules()]
+    swift = Swift(fresh)
+    quiet = {setting: False} if setting == "output_hidden_states" else {}  # `generate` refuses it
+    for _ in swift.steps(ids, attention_mask=torch.ones_like(ids), **quiet, **GREEDY):
+        pass
+    assert [len(module._forward_hooks) for module in fresh.modules()] == hooks
+    found = fresh(ids)
+    assert {name: len(found[name]) for name in expected} == expected

@@ -149,6 +149,12 @@ def test_a_model_in_training_mode_is_refused_with_the_remedy():
         Swift(tiny_model("llama").train())
 
 
+def test_attention_in_chunks_is_refused():
+    model = tiny_model("llama4_text", attention_chunk_size=16, intermediate_size_mlp=48)
+    with pytest.raises(UnsupportedModel, match="chunks"):
+        Swift(model)
+
+
 def test_autocast_is_refused_with_the_remedy():
     swift = Swift(tiny_model("llama"))
     ids = torch.tensor([[5, 6, 7]])

@@ -52,9 +52,6 @@ class Adaptation:
         reading: gives what reads prompts as the target does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
         bits: of the weights that drafts read.
-
-    Attributes:
-        at_once: plain rounds for one attempt to improve.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class Adaptation:
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
         self._reading = reading
         self._eager, self._bits = eager, bits
-        self.at_once = 1 if eager else AT_ONCE
+        self.at_once = 1 if eager else AT_ONCE  # plain rounds for one attempt to improve
         self._allowance = Allowance(pace, eager=eager)
         self._costs: Costs | None = None
         self._searching = Lock()
@@ -142,7 +139,7 @@ class Adaptation:
         What it chose of a greedy response's own tokens is known. 0 if so few would say nothing, or
         the cache cannot go back.
         """
-        tokens = min(WINDOW, state.cache.committed - 1)
+        tokens = min(WINDOW, state.cache.committed - 1, state.length - 1)
         step, reading = self._pace.step, self._pace.verify(WINDOW)
         is_cheap = self._eager or (step and reading and reading <= CHEAP * step)
         if not is_cheap and state.warping.is_argmax:

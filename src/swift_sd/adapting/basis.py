@@ -31,9 +31,9 @@ def measured_influence(
         model: the target, or what computes the same more quickly.
     """
     view = InfluenceView(model, sublayers)
-    end = state.cache.committed
+    read = state.tokens[:, -tokens - 1 : -1].to(state.device)
     with state.cache.rewound(tokens):
-        view.forward(state.tokens[:, end - tokens : end].to(state.device), state.cache, keep=1)
+        view.forward(read, state.cache, keep=1)
     shares = (*view.influence.attention[1:-1], *view.influence.mlp[1:-1])
     # In 16 bits hidden states may overflow; then nothing is known.
     return shares if all(map(math.isfinite, shares)) else (1.0,) * len(shares)

@@ -34,6 +34,7 @@ from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
+from swift_sd.model.tree_mask import TreeMask
 
 MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
@@ -162,15 +163,16 @@ class Experience:
         """
         if not self._config.max_draft_tokens:
             return None, None
+        reads_trees = self._reads_trees and TreeMask(self._model).is_supported  # as it is now
         view = self.draft_weights.view(self.layer_set)
         adapter = self._adaptation.begin(view) if self._adaptation is not None else None
         if self._config.early_stop is not None:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
-            widths = alternatives if self._reads_trees else PaperGrowth.CHAIN
+            widths = alternatives if reads_trees else PaperGrowth.CHAIN
             by_rule = PaperGrowth(self._config.early_stop, widths)
             drafter = LayerSkipDrafter(view, by_rule, shortlist=self.draft_weights.shortlist)
             return drafter, adapter
-        growth = CostGrowth(self.calibrations, self.pace, self._reads_trees)
+        growth = CostGrowth(self.calibrations, self.pace, reads_trees)
         recall = self._recall(growth)
         drafters = []
         if recall is not None:

@@ -26,22 +26,22 @@ class Window:
         tokens: length of the window.
 
     Raises:
-        ValueError: the cache does not reach back so far: see `KVCache.can_rewind`.
+        ValueError: the cache does not reach back so far: see `KVCache.can_rewind`; or the tokens.
     """
 
     def __init__(
         self, target: Callable[[], View] | None, state: DecodingState, tokens: int
     ) -> None:
-        if not state.cache.can_rewind(tokens):
+        if not state.cache.can_rewind(tokens) or state.length <= tokens:
             raise ValueError(f"the cache cannot go back by {tokens} tokens")
         self._cache = state.cache
         self.tokens = tokens
-        end = state.cache.committed
-        self._read = state.tokens[:, end - tokens : end].to(state.device)
+        # From the end: the cache may hold a prefix that the tokens lack, and lacks their padding.
+        self._read = state.tokens[:, -tokens - 1 : -1].to(state.device)
         known = state.length - state.prompt_length
         it_chose = state.warping.is_argmax and known >= tokens
         if target is None or it_chose:
-            self._choices = state.tokens[0, end - tokens + 1 : end + 1].to(state.device)
+            self._choices = state.tokens[0, -tokens:].to(state.device)
         else:
             self._choices = self._best(target())
 

@@ -26,6 +26,7 @@ from swift_sd.model.rope import context_length, trained_length
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 STEP = 256  # to which the number of positions is rounded up
 HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES, "use_cache", "logits_to_keep"}
+OTHER_METHODS = ("force_words_ids", "constraints", "use_mtp")  # which transformers drops silently
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ class Request:
         past = _past(model_kwargs.get(generate_cache_name()), depth)
         mask = model_kwargs.get("attention_mask")
         unread = _unread(tokens, past, mask, options)
-        if mask is None:  # with padding transformers counts the positions from behind it, as we do
-            _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
-        elif getattr(past, "_is_user_defined", False):
+        if mask is not None and getattr(past, "_is_user_defined", False):
             raise _refuse(
                 generate_cache_name(), "<cache>", "the prompt has padding, which is not kept"
             )
+        # With padding transformers counts the positions from behind it, as we do.
+        _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
         new_tokens = options.max_length - tokens.shape[1] if options.max_length else 0
         _check_lengths(model, unread.shape[1] + past.get_seq_length(), new_tokens)
         context = context_length(model.config)
@@ -138,7 +139,12 @@ def _refuse_options(options: GenerationConfig) -> None:
         ("assistant_early_exit", options.assistant_early_exit is not None, own_method),
         ("output_attentions", bool(options.output_attentions), no_internals),
         ("output_hidden_states", bool(options.output_hidden_states), no_internals),
-        ("prefill_chunk_size", (options.prefill_chunk_size or 1) < 1, "it must be 1 or more"),
+        *((name, bool(getattr(options, name, None)), own_method) for name in OTHER_METHODS),
+        (
+            "prefill_chunk_size",
+            options.prefill_chunk_size is not None and options.prefill_chunk_size < 1,
+            "it must be 1 or more",
+        ),
         ("use_cache", options.use_cache is False, "a draft needs the target's cache"),
         (
             "cache_implementation",

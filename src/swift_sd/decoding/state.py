@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class DecodingState:
         self.noise = Noise() if warping.do_sample else None
         self._like: Tensor | None = None  # scores that noise was drawn for
         self.finished = False
+        self.hear: Callable[[int], None] = lambda token: None  # told of each token
         self.device = device or tokens.device
         self._context = context
         self.prompt_length = self._length = tokens.shape[1]
@@ -101,7 +102,10 @@ class DecodingState:
             noise with which the target will choose.
         """
         prefix = self.tokens_with(drafted) if self.warping.needs_prefix else self.tokens
-        scores = self.warping.guess(prefix, logits)
+        try:
+            scores = self.warping.guess(prefix, logits)
+        except ValueError:  # a draft may overflow where the target does not; some warpers object
+            return torch.full((logits.shape[-1],), torch.nan)
         if self.noise is None:
             return race(scores, None)[0]
         weights = race(scores, self.noise.ahead(len(drafted), scores))[0]
@@ -145,6 +149,7 @@ class DecodingState:
         self._length += 1
         scores = tuple(self.scores) if self.scores is not None else None
         self.finished = self.stopping.ends(self.tokens, token, scores)
+        self.hear(token)
 
     def _record(self, logits: Tensor, scores: Tensor) -> None:
         """Keep a place's `[1, vocabulary]` logits and scores, where they were asked for."""

@@ -46,7 +46,6 @@ class DraftWeights:
     Attributes:
         bits: of the weights that drafts read, in fact.
         error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
-        shortlist: tokens that drafts choose among; None where they read the whole head.
         why_not_compiled, why_not_rounded: the reason, where that was wished for.
     """
 
@@ -68,12 +67,13 @@ class DraftWeights:
         self.bits, self.error = 16, 0.0
         self.why_not_compiled: str | None = None
         self.why_not_rounded: str | None = None
-        self.shortlist: Shortlist | None = None
+        self._shortlist: Shortlist | None = None
+        self._form = self._current_form()
         begin = perf_counter()
         if bits < 16:
             self._round(bits, compiled)
         if has_short_head and self._compiled is not None and self._compiled.vocabulary > LEAST:
-            self.shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
+            self._shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
         self._seconds = perf_counter() - begin
 
     @property
@@ -104,11 +104,26 @@ class DraftWeights:
         }
 
     def view(self, layer_set: LayerSet) -> AnyDraft:
-        """A draft for one response that skips `layer_set`."""
-        if self._compiled is not None:
-            return CompiledDraft(self._compiled, layer_set, self.shortlist)
-        model: Any = self._copy if self._copy is not None else self._model
+        """A draft for one response that skips `layer_set`.
+
+        It reads the model itself where that has got another type or vocabulary since.
+        """
+        is_of_the_model = self._form == self._current_form()
+        if self._compiled is not None and is_of_the_model:
+            return CompiledDraft(self._compiled, layer_set, self._shortlist)
+        model: Any = self._copy if self._copy is not None and is_of_the_model else self._model
         return DraftView(model, self._sublayers, layer_set)
+
+    @property
+    def shortlist(self) -> Shortlist | None:
+        """Tokens that drafts choose among; None where they read the whole head."""
+        return self._shortlist if self._form == self._current_form() else None
+
+    def _current_form(self) -> tuple[Any, ...]:
+        """What copies are of."""
+        head: Any = self._model.get_output_embeddings()
+        shape = None if head is None else tuple(head.weight.shape)
+        return self._model.dtype, self._model.device, shape
 
     def _round(self, bits: int, compiled: bool) -> None:
         try:

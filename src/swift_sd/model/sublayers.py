@@ -132,6 +132,8 @@ def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
         raise UnsupportedModel(
             "the model is spread over devices or offloaded; load it on one, e.g. device_map=0"
         )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise _unsupported(model, "its attention is in chunks, to which verified rows do not keep")
     if getattr(config, "num_kv_shared_layers", 0) or getattr(config, "kv_sharing_modes", None):
         raise _unsupported(model, "some of its layers read the keys and values of other layers")
     foreign = {

@@ -13,6 +13,8 @@ from swift_sd.model.kv_cache import KVCache, cache_name
 from swift_sd.model.rope import changes_with_length
 from swift_sd.model.tree_mask import TreeMask
 
+INSIDES = ("output_attentions", "output_hidden_states", "output_router_logits")
+
 
 def spread_tokens(model: PreTrainedModel, count: int) -> Tensor:
     """Ids from all over the vocabulary, for trials, `[1, count]`, int64, on the model's device.
@@ -44,6 +46,9 @@ class View:
         self._takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._cache_name = cache_name(accepted)
+        # Where the configuration asks for these, a copy would put hooks into what it shares.
+        asked = [name for name in INSIDES if getattr(config, name, False)]
+        self._quiet = dict.fromkeys(asked, False)
 
     def forward(
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
@@ -72,6 +77,7 @@ class View:
             options["attention_mask"] = self.tree_mask(ancestry, cache, self.dtype, tokens.device)
         if self._takes_keep:
             options["logits_to_keep"] = keep
+        options |= self._quiet
         # In this order: inference_mode(False) would switch gradients on again.
         with torch.inference_mode(self._leaves_no_trace), torch.no_grad():
             output = self.module(input_ids=tokens, use_cache=True, return_dict=True, **options)
