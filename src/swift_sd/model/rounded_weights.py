@@ -54,9 +54,12 @@ class Rounded:
         codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
         scales = torch.empty(rows, columns // group, 2, dtype=torch.int16)
         at_once = max(1, AT_ONCE // columns)
+        # So large that it is given back as a whole: a heap of parts stays as large as the model.
+        floats = torch.empty(at_once, columns, dtype=torch.float32)
         library.swift_sd_quantise.restype = None
         for first in range(0, rows, at_once):
-            part = weight[first : first + at_once].detach().float().contiguous()
+            part = floats[: min(at_once, rows - first)]
+            part.copy_(weight[first : first + at_once].detach())
             library.swift_sd_quantise(
                 Pointer(part.data_ptr()),
                 *map(Whole, (len(part), columns, group, bits)),
