@@ -1,6 +1,7 @@
 """One picture of several runs of `swift-sd bench`: what each method makes of each model.
 
-    .venv/bin/python benchmarks/picture.py docs/speed.svg benchmarks/results/bench-*-all …
+    R=benchmarks/results
+    .venv/bin/python benchmarks/picture.py docs/speed.svg $R/bench-smollm2-135m-stream $R/bench-*-all
 
 Bars are speeds over all questions as multiples of plain `generate`, lines their 95 % intervals. Of
 several runs of a model the last one that has a method counts for it.
@@ -17,7 +18,7 @@ METHODS = {  # what is shown, the words for it, and its colour
     "hf-early-exit": ("early exit", "#b8b8b8"),
     "hf-lookup": ("prompt lookup", "#8f8f8f"),
     "hf-assisted": ("assisted by a smaller model", "#6a6a6a"),
-    "swift-paper": ("SWIFT as published", "#e69f00"),
+    "plain": ("swift-sd without drafts", "#9ecae1"),
     "swift": ("swift-sd", "#0072b2"),
 }
 WIDTH = 0.16  # of a bar
