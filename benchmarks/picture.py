@@ -1,7 +1,7 @@
 """One picture of several runs of `swift-sd bench`: what each method makes of each model.
 
-    R=benchmarks/results
-    .venv/bin/python benchmarks/picture.py docs/speed.svg $R/bench-smollm2-135m-stream $R/bench-*-all
+    R=benchmarks/results/bench
+    .venv/bin/python benchmarks/picture.py docs/speed.svg $R-smollm2-135m-stream $R-*-all
 
 Bars are speeds over all questions as multiples of plain `generate`, lines their 95 % intervals. Of
 several runs of a model the last one that has a method counts for it.
@@ -50,9 +50,10 @@ def main(
             above.append(max(high - speed, 0.0))
         if not places:
             continue
-        bars = axes.bar(places, speeds, WIDTH * 0.9, color=colour, label=words)
+        axes.bar(places, speeds, WIDTH * 0.9, color=colour, label=words)
         axes.errorbar(places, speeds, [below, above], fmt="none", ecolor="#333333", linewidth=1)
-        axes.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+        for place, speed, extra in zip(places, speeds, above, strict=True):
+            axes.text(place, speed + extra + 0.05, f"{speed:.2f}", ha="center", fontsize=8)
     axes.axhline(1, color="#333333", linewidth=0.8)
     axes.set_xticks(range(len(models)), list(models))
     axes.set_ylabel("times plain generate")
