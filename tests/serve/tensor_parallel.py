@@ -44,4 +44,5 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    dist.barrier()  # nobody leaves while another one still hears or tells
     dist.destroy_process_group()
