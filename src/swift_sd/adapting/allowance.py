@@ -69,6 +69,7 @@ class Allowance:
             promise: multiple of plain decoding's speed to hope for.
             needed: seconds of its first look.
         """
+        self._account()
         return self._affords(needed, max(START, min(promise - 1, MOST)), STAKE)
 
     def affords_score(self, hope: float) -> bool:
@@ -96,7 +97,6 @@ class Allowance:
 
     def _affords(self, needed: float, share: float, stake: float) -> bool:
         """Whether such shares, of all time and of the time won, leave so many seconds."""
-        self._account()
         if self._eager or not self._pace.step:
             return self._pace.step is not None
         most = max(share, SHARE) * self._elapsed + stake * max(self._won, 0.0)

@@ -112,11 +112,10 @@ class TimedView(View):
 
     def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
         self._watches: dict[tuple[int, str], list[float]] = {}
-        self._wait = _waiter(model.device)
 
         def watched(index: int, kind: str, module: nn.Module) -> nn.Module:
             times = self._watches.setdefault((index, kind), [])
-            return _StopWatch(module, times.append, self._wait)
+            return _StopWatch(module, times.append, self.wait)
 
         layers = sublayers.wrapped(model, watched)
         super().__init__(shared_copy_along(model, sublayers.path, layers))
@@ -129,12 +128,12 @@ class TimedView(View):
         Args:
             token: `[1, 1]`, int64.
         """
-        step = _seconds(lambda: plain.forward(token, cache), self._wait)
+        step = _seconds(lambda: plain.forward(token, cache), self.wait)
         cache.rollback()
         head = 0.0
         if self._head is not None:
             hidden = self._head.weight.new_zeros(1, 1, self._head.weight.shape[1])
-            head = _seconds(lambda: self._head(hidden), self._wait)
+            head = _seconds(lambda: self._head(hidden), self.wait)
         for times in self._watches.values():
             times.clear()
         self.forward(token, cache)
@@ -151,13 +150,6 @@ class TimedView(View):
             head=median(lap.head for lap in laps),
             context=context,
         )
-
-
-def _waiter(device: torch.device) -> Callable[[], None]:
-    """What to call for all work that was handed to the device to be done."""
-    if device.type == "cuda":
-        return lambda: torch.cuda.synchronize(device)
-    return lambda: None
 
 
 def _seconds(call: Callable[[], Any], wait: Callable[[], None]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from swift_sd.model.kv_cache import KVCache
@@ -52,11 +51,6 @@ class Target(View):
             cache.commit(piece.shape[1])
         cache.compact()
         return logits[:, -1]
-
-    def wait(self) -> None:
-        """Return when the device has done all that was asked of it."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def verify(self, tokens: Tensor, cache: KVCache, ancestry: Tensor | None = None) -> Tensor:
         """Logits after each of `tokens`, `[batch, new, vocabulary]`; nothing is committed yet.

@@ -50,6 +50,11 @@ class View:
         asked = [name for name in INSIDES if getattr(config, name, False)]
         self._quiet = dict.fromkeys(asked, False)
 
+    def wait(self) -> None:
+        """Return when the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def forward(
         self, tokens: Tensor, cache: KVCache, *, keep: int = 0, ancestry: Tensor | None = None
     ) -> Tensor:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.types import ASGIApp
 
 from swift_sd.serve import failures
-from swift_sd.serve.answers import ChatForm, TextForm, model_card
+from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, ErrorBody
@@ -123,6 +123,12 @@ def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> A
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
+    async def answered(ask: Chat | Complete, request: Request, form: Form) -> Response:
+        conversation = await while_connected(request, desk.open(ask, client(request)))
+        if isinstance(conversation, Response):  # the client has gone
+            return conversation
+        return await reply(request, conversation, form, _streams(ask))
+
     @routes.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
@@ -130,20 +136,14 @@ def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> A
     )
     async def chat(ask: Chat, request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        conversation = await while_connected(request, desk.open(ask, client(request)))
-        if isinstance(conversation, Response):
-            return conversation
-        return await reply(request, conversation, ChatForm(ask.model), _streams(ask))
+        return await answered(ask, request, ChatForm(ask.model))
 
     @routes.post(
         "/v1/completions", response_model=Completion, responses={200: {"content": STREAMED}}
     )
     async def complete(ask: Complete, request: Request) -> Response:
         """Continue a text, whole or as a stream of server-sent events."""
-        conversation = await while_connected(request, desk.open(ask, client(request)))
-        if isinstance(conversation, Response):
-            return conversation
-        return await reply(request, conversation, TextForm(ask.model), _streams(ask))
+        return await answered(ask, request, TextForm(ask.model))
 
     @routes.get("/v1/models")
     async def models() -> Models:
