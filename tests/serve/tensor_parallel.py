@@ -3,10 +3,8 @@
 import json
 import sys
 
-import torch.distributed as dist
-
 from swift_sd import LayerSet, SwiftConfig
-from swift_sd.serve.lockstep import follow, join
+from swift_sd.serve.lockstep import follow, join, leave
 from swift_sd.serve.spec import Spec, load
 
 PROMPTS = ["abc", "def f(x):", "Why is the sky blue?"]
@@ -44,5 +42,4 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
-    dist.barrier()  # nobody leaves while another one still hears or tells
-    dist.destroy_process_group()
+    leave()

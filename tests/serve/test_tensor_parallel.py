@@ -89,6 +89,7 @@ def test_a_split_model_is_served(folder, plain, tmp_path):
         except subprocess.TimeoutExpired:
             process.kill()
             raise
+    assert "SIGABRT" not in err
     assert "Traceback" not in err.split("SignalException")[0].split("Sending process")[0]
 
 

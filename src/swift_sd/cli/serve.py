@@ -209,6 +209,7 @@ def _serve_split(spec: Spec, host: str, port: int) -> None:
         with quiet_transformers():
             served = load(spec, lambda message: None)
             lockstep.follow({one.name: one.swift for one in served})
+    lockstep.leave()
 
 
 def _scale(pairs: list[str]) -> dict[str, Any]:

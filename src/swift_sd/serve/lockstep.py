@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch.distributed as dist
 from torch import Tensor
@@ -84,6 +85,17 @@ def join(size: int) -> int:
     return dist.get_rank()
 
 
+def leave() -> NoReturn:
+    """End this process with exit code 0, once all have heard of the end.
+
+    Python does not clean up: gloo's threads need it to let go of the last tensors they sent, and
+    one that comes too late aborts the process (pytorch/pytorch#179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 class Leader:
     """On the first process: starts responses here and everywhere.
 
@@ -120,6 +132,7 @@ class Leader:
         """Let the others go, if they can still hear it."""
         if not self.is_alone:
             _tell(Order("end"))
+            dist.barrier()  # it may leave only when all have heard
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -192,6 +205,7 @@ def follow(swifts: Mapping[str, Swift]) -> None:
         elif order.number in open_ones:
             with suppress(SwiftError):
                 open_ones[order.number].next()
+    dist.barrier()
 
 
 def _started(swift: Swift, order: Order) -> Decoding:
