@@ -25,7 +25,7 @@ help: ## list the targets
 demo: $(READY) ## answer one question with the default model
 	@$(BIN)/swift-sd generate "Explain in three sentences why the sky is blue." --max-new-tokens 80
 
-test: $(READY) ## run every test (ARGS="-k loading" to choose)
+test: $(READY) ## run the tests, but those that start Ray (ARGS="-k loading" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-cluster: $(READY) ## the tests that start Ray

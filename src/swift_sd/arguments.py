@@ -73,7 +73,10 @@ def _setting(name: str, arguments: dict[str, Any], model: PreTrainedModel) -> An
 
 
 def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
-    """Raise `ConfigError` if an argument of `Swift` is of a type that it cannot be."""
+    """Raise `ConfigError` if an argument of `Swift` is of a type that it cannot be.
+
+    Nor can the model's matrices be split over processes that would decide each by its own clock.
+    """
     if not isinstance(model, PreTrainedModel):
         raise ConfigError(
             f"model is a {type(model).__name__}; give a transformers model "
@@ -87,4 +90,9 @@ def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
         raise ConfigError(
             f"profile is a {type(profile).__name__}; give a Profile, the path of one, or the word "
             '"auto"'
+        )
+    if (getattr(model, "tp_size", None) or 1) > 1 and not (config or SwiftConfig()).is_in_lockstep:
+        raise ConfigError(
+            "the model is split over several processes, which must all do the same steps: give "
+            "SwiftConfig(early_stop=0.8, exact='off'), whose drafts do not depend on measured times"
         )

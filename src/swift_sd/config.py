@@ -147,6 +147,12 @@ class SwiftConfig:
         """Whether sublayers are searched for in our way, so that there is something to keep."""
         return "model" in self.drafters and self.max_draft_tokens > 0 and not self._settled
 
+    @property
+    def is_in_lockstep(self) -> bool:
+        """Whether what is done depends on no measured time and no machine's order of sums."""
+        is_drafted_alike = not self.max_draft_tokens or self.early_stop is not None
+        return is_drafted_alike and self.exact == "off"
+
     @classmethod
     def paper(cls) -> SwiftConfig:
         """The setting of the paper: ε = 0.8, r = 0.45, at most 25 draft tokens (SWIFT, 5.1).

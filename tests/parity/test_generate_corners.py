@@ -195,6 +195,18 @@ def test_things_given_in_the_wrong_place(model_of, arguments, said):
         Swift(**{"model": model_of(), **arguments})
 
 
+def test_processes_that_share_a_model_cannot_go_by_their_own_clocks(model_of):
+    class Split(type(model_of())):
+        tp_size = 2
+
+    model = model_of()
+    model.__class__ = Split
+    for config in (None, SwiftConfig(exact="off"), SwiftConfig(early_stop=0.8)):
+        with pytest.raises(ConfigError, match="split over several processes"):
+            Swift(model, config=config)
+    assert Swift(model, config=SwiftConfig(early_stop=0.8, exact="off")).trace is None
+
+
 def test_a_truth_value_is_no_probability():
     with pytest.raises(ConfigError, match="early_stop"):
         SwiftConfig(early_stop=True)

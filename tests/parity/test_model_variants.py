@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from swift_sd import LayerSet, PromptError, Swift, SwiftConfig, UnsupportedModel
 from swift_sd.testing.families import tiny_model
@@ -46,6 +47,21 @@ def test_greedy_output_is_the_same(family, changes, skip, prompt):
     layer_set = getattr(LayerSet, skip)(LAYERS)
     swift = Swift(model, config=SwiftConfig(layer_set, max_draft_tokens=5, early_stop=0.0))
     assert_same(model, swift, prompt(13), 16)
+
+
+def test_a_model_that_knows_images_answers_text(prompt):
+    """For such a model transformers adds an argument, empty where there is no image."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    text = {**shape, "num_hidden_layers": LAYERS, "num_key_value_heads": 2, "head_dim": 8}
+    images = {**shape, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    text |= {"vocab_size": 300, "sliding_window": 8}
+    config = Gemma3Config(text_config=text, vision_config=images)
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    layer_set = LayerSet(LAYERS, [2], [3])
+    swift = Swift(model, config=SwiftConfig(layer_set, max_draft_tokens=5, early_stop=0.0))
+    assert_same(model, swift, prompt(13), 16)
+    assert swift.trace.summary()["drafted_tokens"]
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text", "llama"])

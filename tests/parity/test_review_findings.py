@@ -121,6 +121,15 @@ def test_a_forward_replaced_on_the_object_is_refused(place, prompt):
         swift.generate(prompt(5), **request(prompt(5), max_new_tokens=3))
 
 
+@pytest.mark.parametrize("place", ["", "model.layers.3"])
+def test_a_compiled_module_is_refused(place, prompt):
+    """Its copies would run as they were before."""
+    model = tiny_model("llama", layers=LAYERS)
+    model.get_submodule(place).compile(backend="eager")
+    with pytest.raises(UnsupportedModel, match="was compiled"):
+        Swift(model)
+
+
 @pytest.mark.parametrize("warper", [{}, {"eta_cutoff": 0.1}, {"top_h": 0.5}])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_a_sub_network_that_computes_nonsense_proposes_nothing(do_sample, warper, prompt):

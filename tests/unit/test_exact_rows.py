@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import Phi4MultimodalConfig
 
 from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experience import Experience
@@ -19,7 +20,7 @@ from swift_sd.model.exact_linear import (
     put_around,
     row_by_row,
 )
-from swift_sd.model.exact_rows import ExactRows, is_exact
+from swift_sd.model.exact_rows import ExactRows, copied_config, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
@@ -153,6 +154,15 @@ def test_the_model_is_not_touched(model):
     view.forward(torch.tensor([[5, 6, 7]]), KVCache(attention_windows(model.config)))
     assert (model.config.to_dict(), [id(module) for module in model.modules()]) == before
     assert {id(p) for p in view.module.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_the_parts_of_a_configuration_are_not_touched():
+    """As those of images and sound, of a model whose text has no part of its own."""
+    config = Phi4MultimodalConfig(attn_implementation="sdpa")
+    copied_config(config)._attn_implementation = "another"
+    assert config._attn_implementation == "sdpa"
+    assert config.vision_config._attn_implementation == "sdpa"
+    assert config.audio_config._attn_implementation == "sdpa"
 
 
 def test_where_nothing_is_exact_near_ties_are_decided_again():

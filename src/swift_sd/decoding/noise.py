@@ -24,7 +24,7 @@ from torch import Tensor
 
 from swift_sd.decoding.randomness import get_state, set_state
 
-_USING = Lock()  # the generator is torch's and there is one: between two moves nobody else's comes
+_TAKING = Lock()  # the generator is torch's and there is one for all responses
 
 
 @dataclass(frozen=True)
@@ -43,47 +43,53 @@ class Noise:
     """Exponential numbers for each coming token, in order.
 
     They come from torch's default generator of the device, as in `generate`, whose state is at any
-    time what it would be in plain decoding: looking ahead does not move it.
+    time what it would be in plain decoding: who looks ahead does so with a generator of his own.
     """
 
     def __init__(self) -> None:
         self._draws: deque[_Draw] = deque()
+        self._own: torch.Generator | None = None
 
     def ahead(self, places: int, like: Tensor) -> Tensor:
         """The numbers of the token `places` behind the next one; shape and device of `like`."""
-        with _USING:
-            return self._ahead(places, like).numbers
+        return self._ahead(places, like).numbers
 
     def some(self, places: int, tokens: Sequence[int], like: Tensor) -> list[float]:
         """Of those numbers the ones of `tokens`; those that the vocabulary lacks are never drawn.
 
         From a device they come once for each place, whatever is asked of it later.
         """
-        with _USING:
-            numbers = self._ahead(places, like).on_host
+        numbers = self._ahead(places, like).on_host
         known = [token for token in tokens if token < len(numbers)]
         found = dict(zip(known, numbers[known].tolist(), strict=True))
         return [found.get(token, math.inf) for token in tokens]
 
     def _ahead(self, places: int, like: Tensor) -> _Draw:
         now = get_state(like.device)
-        if self._draws and not torch.equal(self._draws[0].before, now):
-            self._draws.clear()  # somebody else has used the generator since
+        self._forget_unless(now)
+        if self._own is None or self._own.device != like.device:
+            self._own = torch.Generator(like.device)
         while len(self._draws) <= places:
             before = self._draws[-1].after if self._draws else now
-            set_state(before, like.device)
-            numbers = torch.empty_like(like).exponential_(1)
-            self._draws.append(_Draw(before, numbers, get_state(like.device)))
-            set_state(now, like.device)
+            self._own.set_state(before)
+            numbers = torch.empty_like(like).exponential_(1, generator=self._own)
+            self._draws.append(_Draw(before, numbers, self._own.get_state()))
         return self._draws[places]
 
     def take(self, like: Tensor) -> Tensor:
         """The numbers of the next token, which are used up now."""
-        with _USING:
-            draw = self._ahead(0, like)
+        with _TAKING:
+            self._forget_unless(get_state(like.device))
+            if not self._draws:
+                return torch.empty_like(like).exponential_(1)
+            draw = self._draws.popleft()
             set_state(draw.after, like.device)
-            self._draws.popleft()
         return draw.numbers
+
+    def _forget_unless(self, now: Tensor) -> None:
+        """Forget what was seen ahead if somebody else has used the generator since."""
+        if self._draws and not torch.equal(self._draws[0].before, now):
+            self._draws.clear()
 
 
 def wins(chance: float, number: float) -> float:

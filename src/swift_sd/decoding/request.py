@@ -159,7 +159,9 @@ def _refuse_options(options: GenerationConfig) -> None:
 
 def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
     for name, value in model_kwargs.items():
-        if name not in HONOURED and value is not None:
+        is_empty = value is None or (isinstance(value, dict) and not value)
+        # transformers adds an empty dictionary for models that know images.
+        if name not in HONOURED and not is_empty:
             shown = f"<{type(value).__name__}>"
             raise _refuse(name, shown, "swift-sd passes token ids only to the model")
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import KVCache
-from swift_sd.model.rope import changes_with_length
+from swift_sd.model.rope import changes_with_length, scales_queries
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
 
@@ -104,6 +104,8 @@ class CommonLayout:
         self.config: Any = model.config.get_text_config(decoder=True)
         if changes_with_length(self.config):
             raise NoKernelsError("its rotary embedding changes with the length")
+        if scales_queries(self.config):
+            raise NoKernelsError("its queries grow with their position")
         base: Any = model.get_submodule(".".join(sublayers.path[:-1]))
         self.layers: list[Any] = list(getattr(base, sublayers.path[-1]))
         self.embedding: Any = model.get_input_embeddings()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 # Numbers of keys that are tried: few, vectors with and without a rest, softmax blocks of 512.
 LENGTHS = (*range(1, 36), 63, 100, 255, 300, 511, 512, 513, 700, 1027)
+NUMBERS = 200_000  # that are compared behind a mask
 ROOM = 1200  # keys of the buffers that they are parts of
 
 
@@ -103,9 +106,37 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return kind and same and rows_lie_together and numbers_do and query.shape[3] % 8 == 0
 
 
+def mask_of_one(keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """What transformers masks a single row with that follows `keys` tokens, itself included.
+
+    It hides nothing, but torch's kernels may add up in another order where there is a mask:
+    transformers gives one as soon as a sliding window is full. `[1, 1, 1, window]`, bool.
+    """
+    if window is None or keys < window:
+        return None
+    return torch.ones(1, 1, 1, window, dtype=torch.bool, device=device)
+
+
 @torch.inference_mode()
-def is_compilable(library: Any, heads: int, kv_heads: int, width: int, scale: float) -> bool:
-    """Whether the kernel gives torch's bits for heads of this form, found by trying."""
+def is_compilable(
+    library: Any,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    scale: float,
+    window: int | None = None,
+) -> bool:
+    """Whether the kernel gives torch's bits for heads of this form, found by trying.
+
+    Args:
+        window: one that is full; a long one is tried as one of `ROOM`. None where there is none, or
+            it is not full.
+    """
+    module: Any = SimpleNamespace(num_key_value_groups=heads // kv_heads)
+    lengths: Sequence[int] = LENGTHS
+    if window is not None:  # one number in 50,000 may differ
+        window = min(window, ROOM)
+        lengths = [window] * max(1, NUMBERS // (heads * width))
     generator = torch.Generator().manual_seed(0)
 
     def some(count: int, rows: int) -> Tensor:
@@ -113,14 +144,13 @@ def is_compilable(library: Any, heads: int, kv_heads: int, width: int, scale: fl
 
     keys, values = some(kv_heads, ROOM), some(kv_heads, ROOM)
     one = RowPaths(None, 1)
-    for length in LENGTHS:
+    for length in lengths:
         query, key, value = 2 * some(heads, 1), keys[:, :, :length], values[:, :, :length]
         if not fits(query, key, value):
             return False
-        expected = F.scaled_dot_product_attention(
-            query, key, value, scale=scale, enable_gqa=heads != kv_heads
-        )
+        mask = mask_of_one(length, window, query.device)
+        expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=scale)
         found = compiled_attention(library, query, key, value, one, length, scale)
-        if not torch.equal(found.transpose(1, 2), expected):
+        if not torch.equal(found, expected):
             return False
     return True

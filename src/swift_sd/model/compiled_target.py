@@ -86,7 +86,7 @@ class CompiledTarget:
         )
         self._embedding, self._rotary = layout.embedding, layout.rotary
         self._vocabulary = layout.head.weight.shape[0]
-        self._windows = attention_windows(model.config)
+        self.windows = attention_windows(model.config)
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, cache: KVCache, *, ancestry: Tensor | None = None) -> Tensor:
@@ -99,7 +99,7 @@ class CompiledTarget:
         logits: Tensor = hidden.new_empty(1, rows, self._vocabulary)
         failed = self._library.swift_sd_target(
             ctypes.byref(self._struct),
-            cache_rows(cache, rows, self._windows, torch.bfloat16),
+            cache_rows(cache, rows, self.windows, torch.bfloat16),
             Pointer(hidden.data_ptr()),
             Whole(rows),
             *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),

@@ -10,15 +10,17 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.pytorch_utils import Conv1D
 
 from swift_sd.model.compiled_attention import (
     RowPaths,
     compiled_attention,
     fits,
     is_compilable,
+    mask_of_one,
 )
 from swift_sd.model.exact_linear import Forms, put_around
 from swift_sd.model.kv_cache import KVCache, attention_windows
@@ -28,7 +30,7 @@ from swift_sd.model.target import Verifier
 from swift_sd.model.view import View, spread_tokens
 
 ATTENTION = "swift_sd_row_by_row"
-PREFIX = 6
+PREFIX, ROWS = 6, 3  # of a trial: tokens read before, and rows at once
 
 
 def attention_row_by_row(
@@ -53,21 +55,24 @@ def attention_row_by_row(
     rows = query.shape[2]
     paths: RowPaths = config.swift_sd_paths
     start = key.shape[2] - rows
-    window = config.swift_sd_windows[module.layer_idx] or key.shape[2]
+    window = config.swift_sd_windows[module.layer_idx]
     kernels: AttentionKernels = config.swift_sd_kernels
     scale = options.get("scaling") or query.shape[3] ** -0.5
     shape = (query.shape[1], key.shape[1], query.shape[3], scale)
-    if fits(query, key, value) and kernels.understands(shape):
-        return compiled_attention(kernels.library, query, key, value, paths, window, scale), None
+    full = window if window is not None and key.shape[2] >= window else None
+    if fits(query, key, value) and kernels.understands(shape, full):
+        most = window or key.shape[2]
+        return compiled_attention(kernels.library, query, key, value, paths, most, scale), None
     own = [] if paths.is_chain else [part[:, :, start:].clone() for part in (key, value)]
     outputs = []
     for row, path in enumerate(paths.paths):
         end = start + len(path)
         for part, kept in zip((key, value), own, strict=False):
             part[:, :, start:end] = kept[:, :, path]
-        seen = slice(max(0, end - window), end)
+        seen = slice(max(0, end - (window or end)), end)
+        mask = mask_of_one(end, window, query.device)
         output, _ = sdpa_attention_forward(
-            module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], None, **options
+            module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], mask, **options
         )
         outputs.append(output)
     for part, kept in zip((key, value), own, strict=False):
@@ -86,13 +91,13 @@ class AttentionKernels:
         self.library = library
         self._known: dict[Any, bool] = {}
 
-    def understands(self, shape: tuple[int, int, int, float]) -> bool:
-        """Whether heads, key heads, head dimension and scale are such; tried at the first call."""
+    def understands(self, shape: tuple[int, int, int, float], window: int | None) -> bool:
+        """Whether heads, key heads, head dimension, scale and window are such; tried once."""
         if self.library is None:
             return False
-        if shape not in self._known:
-            self._known[shape] = is_compilable(self.library, *shape)
-        return self._known[shape]
+        if (shape, window) not in self._known:
+            self._known[shape, window] = is_compilable(self.library, *shape, window)
+        return self._known[shape, window]
 
 
 class ExactRows(View):
@@ -116,7 +121,7 @@ class ExactRows(View):
         new: dict[str, Any] = {
             name: put_around(model.get_submodule(name), form) for name, form in forms.items()
         }
-        self._config: Any = copy.copy(model.config.get_text_config(decoder=True))
+        self._config = copied_config(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
         self._config.swift_sd_paths = None
         self._config.swift_sd_kernels = kernels or AttentionKernels(None)
@@ -141,13 +146,41 @@ class ExactRows(View):
             self._config.swift_sd_paths = None
 
 
+def copied_config(config: Any) -> Any:
+    """A configuration whose attention can be set, which sets that of its parts too."""
+    twin = copy.copy(config)
+    for name in config.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            setattr(twin, name, copied_config(part))
+    return twin
+
+
+def _has_other_weights(model: PreTrainedModel) -> bool:
+    """Whether there are matrices that nobody has tried, as those of fused experts.
+
+    Those see several rows only where several tokens choose the same expert: the same ones do.
+    """
+    return any(
+        parameter.dim() > 1
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+        if not isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+    )
+
+
 @torch.inference_mode()
 def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
-    tokens = spread_tokens(model, PREFIX + 4)
+    rows = ROWS
+    tokens = spread_tokens(model, PREFIX + 1 + rows)
+    if _has_other_weights(model):
+        tokens, rows = torch.cat([tokens, *[tokens[:, -rows:]] * 4], dim=1), 5 * rows
     results = []
     plain = View(model)
-    runners: list[tuple[Verifier, tuple[int, ...]]] = [(plain, (1, 1, 1, 1)), (view, (1, 3))]
+    runners: list[tuple[Verifier, tuple[int, ...]]] = [
+        (plain, (1,) * (1 + rows)),
+        (view, (1, rows)),
+    ]
     for runner, sizes in runners:
         cache = KVCache(attention_windows(model.config))
         plain.forward(tokens[:, :PREFIX], cache, keep=1)

@@ -25,6 +25,14 @@ def changes_with_length(config: Any) -> bool:
     return any(rope.get("rope_type") in LENGTH_DEPENDENT for rope in rope_parameters(config))
 
 
+def scales_queries(config: Any) -> bool:
+    """Whether attention multiplies queries by a factor that grows with the position (Ministral 3).
+
+    It is 1 at the positions that a trial can reach.
+    """
+    return any(rope.get("llama_4_scaling_beta") for rope in rope_parameters(config))
+
+
 def context_length(config: Any) -> int | None:
     """The most positions that the model was made for; None if its configuration does not say."""
     text: Any = config.get_text_config(decoder=True)

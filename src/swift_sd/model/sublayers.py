@@ -162,10 +162,10 @@ def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
         raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
     parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]
     for module in (*parents, *parents[-1].children()):
-        if "forward" in vars(module):
+        if "forward" in vars(module) or module._compiled_call_impl is not None:
             raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
-                "patched); delete that attribute, or load the model anew"
+                f"the forward of a {type(module).__name__} was compiled, or replaced on the "
+                "object: a copy would run the original; load the model anew"
             )
 
 

@@ -1,0 +1,132 @@
+"""Exactness where a short trial cannot see it: far positions, full windows, other threads."""
+
+import pytest
+import torch
+from transformers import Ministral3Config, Ministral3ForCausalLM
+
+from swift_sd import Swift, SwiftConfig
+from swift_sd.model import exact_target
+from swift_sd.model.exact_rows import is_exact
+from swift_sd.model.exact_target import ExactTarget
+from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.view import View
+from swift_sd.testing.families import tiny_model
+
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "head_dim": 32,
+}
+ASKED = {
+    "do_sample": False,
+    "eos_token_id": None,
+    "output_logits": True,
+    "return_dict_in_generate": True,
+}
+CONFIGS = [SwiftConfig(), SwiftConfig(compiled=False), SwiftConfig.plain()]
+
+
+def some_tokens(count):
+    return torch.randint(3, 90, (1, count), generator=torch.Generator().manual_seed(2))
+
+
+def assert_the_same_bits(model, swift, ids, new_tokens):
+    asked = {**ASKED, "attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens}
+    expected, found = model.generate(ids, **asked), swift.generate(ids, **asked)
+    assert torch.equal(found.sequences, expected.sequences)
+    if swift.trace.exact:  # else only near-ties are looked at
+        for one, other in zip(found.logits, expected.logits, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["default", "not-compiled", "plain"])
+@pytest.mark.parametrize("heads_to_a_key", [1, 2, 4, 8])
+def test_logits_stay_the_same_when_a_window_fills(config, heads_to_a_key):
+    """From there on transformers masks, and lays the heads that share a key together."""
+    model = tiny_model(
+        "mistral", **SHAPE, num_key_value_heads=8 // heads_to_a_key, sliding_window=40
+    ).to(torch.bfloat16)
+    assert_the_same_bits(model, Swift(model, config=config), some_tokens(20), 90)
+
+
+def test_compiled_code_is_used_up_to_a_window(processor):
+    model = tiny_model("mistral", **SHAPE, num_key_value_heads=1, sliding_window=40)
+    exact = ExactTarget(model.to(torch.bfloat16), find_sublayers(model), "auto", several_rows=True)
+    if processor is None:
+        pytest.skip("torch takes its sums in another order on this processor")
+    assert exact.is_compiled
+    assert isinstance(exact._verifier(), exact_target.UpTo)
+
+
+@pytest.mark.parametrize("config", [SwiftConfig(), SwiftConfig.plain()], ids=["default", "plain"])
+def test_queries_that_grow_with_the_position_are_seen(config):
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 2.0,
+    }
+    torch.manual_seed(0)
+    made = Ministral3Config(
+        vocab_size=100,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        rope_parameters=rope,
+        pad_token_id=0,
+        **SHAPE,
+    )
+    model = Ministral3ForCausalLM(made).to(torch.bfloat16).eval()
+    assert_the_same_bits(model, Swift(model, config=config), some_tokens(30), 20)
+
+
+def test_it_is_found_anew_under_other_conditions(monkeypatch):
+    seen = []
+    found = exact_target.exact_forms
+
+    def noted(model, *rest):
+        seen.append((torch.get_num_threads(), model.dtype))
+        return found(model, *rest)
+
+    monkeypatch.setattr(exact_target, "exact_forms", noted)
+    model = tiny_model("llama").to(torch.bfloat16)
+    exact = ExactTarget(model, find_sublayers(model), "auto", several_rows=True)
+    threads = torch.get_num_threads()
+    try:
+        exact.target()
+        torch.set_num_threads(threads + 1)
+        exact.target()
+        exact.target()
+        model.float()
+        exact.target()
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [
+        (threads, torch.bfloat16),
+        (threads + 1, torch.bfloat16),
+        (threads + 1, torch.float32),
+    ]
+
+
+class OneByOne(View):
+    """Exact, as each row is read alone."""
+
+    def forward(self, tokens, cache, **_):
+        rows = [super(OneByOne, self).forward(row, cache) for row in tokens.split(1, dim=1)]
+        return torch.cat(rows, dim=1)
+
+
+class Mixing(OneByOne):
+    """As fused experts may do: adds up otherwise where several tokens choose the same one."""
+
+    def forward(self, tokens, cache, **_):
+        is_mixed = tokens.unique().numel() < tokens.numel()
+        return super().forward(tokens, cache) + float(is_mixed)
+
+
+def test_experts_are_tried_with_tokens_that_choose_the_same():
+    model = tiny_model("mixtral")
+    assert is_exact(OneByOne(model), model)
+    assert not is_exact(Mixing(model), model)
