@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -19,6 +20,11 @@ from swift_sd.testing.families import tiny_model
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 CHARACTERS = [chr(code) for code in range(ord(" "), ord("~") + 1)] + ["é", "ß", "\n"]
+
+
+# A shared machine may stall in any example.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swift_sd.adapting.governor import Governor, Purse
 from swift_sd.bench.journal import Journal
 from swift_sd.bench.method import Answer, Method, Outcome, Subject
 from swift_sd.bench.questions import Question, digest
@@ -14,6 +16,7 @@ from swift_sd.bench.runner import Runner
 from swift_sd.bench.settings import Settings
 from swift_sd.bench.statistics import summarise
 from swift_sd.cli.main import main
+from swift_sd.drafting.growth import CostGrowth
 
 ENVIRONMENT = {"cpu": "a test", "torch": "0", "threads": 1, "swift_sd": "0"}
 
@@ -40,6 +43,16 @@ def scripted(name: str, log: list[str], answers: dict[str, list[int]] | None = N
 
     Scripted.name = name
     return Scripted
+
+
+@pytest.fixture
+def drafting(monkeypatch) -> None:
+    """All drafters take turns in every round, whether it pays or not."""
+    turns = count()
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(Governor, "_is_plain_due", False)
+    monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
+    monkeypatch.setattr(Purse, "may_ask", True)
 
 
 @pytest.fixture

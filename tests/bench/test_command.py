@@ -125,7 +125,7 @@ def test_ctrl_c_in_a_terminal_keeps_what_there_is(model_folder, questions_file, 
         env=environment,
         preexec_fn=as_in_a_terminal,
     ) as process:
-        journal, until = folder / "records.jsonl", monotonic() + 60
+        journal, until = folder / "records.jsonl", monotonic() + 300
         while not (journal.is_file() and '"kind": "record"' in journal.read_text()):
             assert process.poll() is None
             assert monotonic() < until

@@ -1,15 +1,12 @@
 import copy
 import subprocess
 import sys
-from itertools import count
 
 import pytest
 
-from swift_sd.adapting.governor import Governor, Purse
 from swift_sd.bench.catalogue import DEFAULT_METHODS, METHODS, checked_names
 from swift_sd.bench.method import Subject
 from swift_sd.config import SwiftConfig
-from swift_sd.drafting.growth import CostGrowth
 from swift_sd.errors import ConfigError, UnsupportedModel
 from swift_sd.model import sublayers
 from swift_sd.model.layer_set import LayerSet
@@ -83,13 +80,8 @@ def test_an_ablation_is_the_default_but_for_its_settings(subject, name):
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations_give_the_tokens_of_hf(model_of, tokenizer, prompt, name, monkeypatch):
-    # All take turns in every round, whether it pays or not.
-    turns = count()
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
-    monkeypatch.setattr(Governor, "_is_plain_due", False)
-    monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
-    monkeypatch.setattr(Purse, "may_ask", True)
+@pytest.mark.usefixtures("drafting")
+def test_ablations_give_the_tokens_of_hf(model_of, tokenizer, prompt, name):
     given = Subject(model_of("llama"), tokenizer, 256)
     arguments = {"do_sample": False, "max_new_tokens": 24}
     expected, found = (

@@ -191,6 +191,7 @@ def test_when_sampling_nothing_is_said_of_same_tokens(
     assert [record["identical"] for record in runner.run()] == [None] * 4
 
 
+@pytest.mark.usefixtures("drafting")
 def test_all_methods_give_hfs_tokens_on_a_real_model(tmp_path, runner_in, settings_of):
     names = ("hf", "hf-lookup", "hf-early-exit", "plain", "swift", "swift-paper")
     runner, journal = runner_in(tmp_path, settings_of(methods=names))

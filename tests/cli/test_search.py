@@ -163,6 +163,7 @@ def test_generate_keeps_what_it_learned_unless_told_not_to(
         assert not (own_cache / "profiles").exists()
     # So that something is learned for sure, however short the answer.
     monkeypatch.setattr(adaptation.Adaptation, "_may_search", lambda self, kind: True)
+    monkeypatch.setattr(adaptation, "AT_ONCE", 1)
     assert swift_sd(*ask)[0] == 0
     (file,) = (own_cache / "profiles").glob("*")
     assert json.loads(file.read_text())["version"] == VERSION

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.decoding.trace import Step
+from swift_sd.serve.decoding import Decoding
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -69,6 +72,20 @@ def folder(tmp_path_factory, byte_model, bytes_tokenizer) -> Path:
     byte_model.save_pretrained(path)
     bytes_tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def gate(monkeypatch) -> threading.Event:
+    """Every answer stops behind three steps, until this is set."""
+    opened, steps, done = threading.Event(), Decoding.next, Counter()
+
+    def held(self: Decoding) -> Step | None:
+        done[id(self)] += 1
+        assert done[id(self)] <= 3 or opened.wait(60)
+        return steps(self)
+
+    monkeypatch.setattr(Decoding, "next", held)
+    return opened
 
 
 @dataclass

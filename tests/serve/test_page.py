@@ -27,6 +27,8 @@ WATCH = """
 class Page:
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self.driver = driver
+        driver.get("about:blank")  # what the page before complains of is not this one's
+        driver.get_log("browser")
         driver.get(url)
         self.wait(lambda: self.all("#model option"))
 
@@ -155,7 +157,7 @@ def test_all_is_reached_with_the_keyboard_alone(page):
         chain.send_keys(key).key_up(Keys.SHIFT).perform()
         return page.run("document.activeElement.id")
 
-    assert page.run("document.activeElement.id") == "text"
+    page.wait(lambda: page.run("document.activeElement.id") == "text")
     press("Hi" + Keys.ENTER)
     page.answer()
     before = ["log", "inside", "model"] if is_phone else ["log", "model"]
@@ -178,12 +180,13 @@ def test_all_is_reached_with_the_keyboard_alone(page):
     assert page.complaints() == []
 
 
-def test_escape_stops_an_answer(page, server):
+def test_escape_stops_an_answer(page, server, gate):
     page.say("Hello there", 200)
     page.wait(lambda: page.all(".running .token"))
     page.one("#text").send_keys(Keys.ESCAPE)
     page.wait(lambda: page.all(".cost"))
     assert page.one(".cost").text == "stopped"
+    gate.set()
     assert server.idle()
     page.say("Hello again", 5)
     page.wait(lambda: len(page.all(".cost")) == 2)
@@ -207,13 +210,14 @@ def test_the_map_changes_as_the_search_moves(driver, serving, byte_model, bytes_
         assert page.complaints() == []
 
 
-def test_a_new_conversation_may_begin_during_an_answer(page, plain):
+def test_a_new_conversation_may_begin_during_an_answer(page, plain, gate):
     page.say("Hello there", 200)
     page.wait(lambda: page.all(".running .token"))
     is_hidden = not page.one("#instruments").is_displayed()
     if is_hidden:
         page.one("#inside").click()
     page.one("#reset").click()
+    gate.set()
     if is_hidden:
         page.one("#inside").click()
     page.say("Something else")

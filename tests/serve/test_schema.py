@@ -34,7 +34,6 @@ def statuses(operation, mode):
 
     @settings(
         max_examples=20 if operation.body else 3,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

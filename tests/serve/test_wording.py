@@ -17,7 +17,7 @@ def said(tokenizer, ids, stop=()):
 
 
 @given(text=st.text(min_size=1, max_size=30))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_pieces_make_up_the_text(bytes_tokenizer, text):
     ids = bytes_tokenizer(text).input_ids
     pieces, _ = said(bytes_tokenizer, ids)
@@ -25,7 +25,7 @@ def test_pieces_make_up_the_text(bytes_tokenizer, text):
 
 
 @given(ids=st.lists(st.integers(0, 258), max_size=40))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_broken_characters_end_somewhere(bytes_tokenizer, ids):
     pieces, _ = said(bytes_tokenizer, ids)
     text = "".join(piece.text for piece in pieces)
@@ -40,7 +40,7 @@ def test_a_character_belongs_to_the_token_that_completes_it(bytes_tokenizer):
 
 
 @given(text=st.text("ab", max_size=20), stop=st.lists(st.text("ab", min_size=1, max_size=4)))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_text_ends_before_the_first_stop_string(bytes_tokenizer, text, stop):
     pieces, stopped = said(bytes_tokenizer, bytes_tokenizer(text).input_ids, stop)
     told = "".join(piece.text for piece in pieces)

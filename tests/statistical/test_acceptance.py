@@ -46,7 +46,7 @@ def path_tokens(tree, row):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_noise_enumerated_the_joint_distribution_is_the_targets(data):
     """The tree may be any function of the noise to come: a drafter looks at it."""
     prefixes = [p for n in range(PLACES) for p in itertools.product(range(VOCABULARY), repeat=n)]
@@ -77,7 +77,7 @@ def test_every_noise_enumerated_the_joint_distribution_is_the_targets(data):
 
 
 @given(trees(size=4, most=14), st.integers(0, 10**6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_path_is_what_the_target_says(tree, seed):
     """Against a walk written in the plainest way."""
     says = [random.Random(seed + row).randrange(4) for row in range(len(tree) + 1)]

@@ -29,7 +29,7 @@ def test_rows_see_themselves_and_those_before_them():
 
 
 @given(parents())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_doubling_finds_what_walking_finds(parents):
     tree = DraftTree([0] * len(parents), parents)
     walked = torch.zeros(len(parents) + 1, len(parents) + 1, dtype=torch.bool)

@@ -170,7 +170,7 @@ ROUNDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     windows=st.lists(st.sampled_from([None, 1, 2, 3, 5, 8]), min_size=1, max_size=5),
     prompt=st.integers(1, 30),

@@ -32,7 +32,6 @@ NONSENSE = [None, True, -1, 2**70, 1e308, float("nan"), float("inf"), "x", [], [
 
 DAMAGE = settings(
     max_examples=30,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -32,7 +32,7 @@ score = st.one_of(st.floats(0, 1), st.floats(allow_nan=True))
 
 @pytest.mark.parametrize("kind", SEARCHES)
 @given(calls=st.lists(st.one_of(st.none(), st.tuples(st.booleans(), score, st.integers(-2, 64)))))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_sequence_of_asks_and_tells_leaves_a_valid_search(kind, calls):
     search: Search = SEARCHES[kind]()
     heard = 0
@@ -52,7 +52,7 @@ OPERATIONS = st.sampled_from(["ask", "tell", "resume", "fork", "save and load"])
 
 
 @given(calls=st.lists(st.tuples(OPERATIONS, score, st.integers(-2, 64)), max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_happens_to_it_our_search_stays_valid(calls):
     search, candidate = SEARCHES["rate"](), LayerSet(6, {2}, {3})
     for name, value, trials in calls:

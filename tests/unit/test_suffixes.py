@@ -18,7 +18,7 @@ def longest_repeated_ending(text):
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_it_finds_the_longest_ending_that_occurred_before(text):
     automaton = SuffixAutomaton()
     for count, token in enumerate(text, 1):
@@ -30,7 +30,7 @@ def test_it_finds_the_longest_ending_that_occurred_before(text):
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.lists(st.integers(0, 3)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_looking_ahead_finds_the_longest_ending_that_something_came_behind(text, ahead):
     automaton = SuffixAutomaton()
     for token in text:
