@@ -75,7 +75,7 @@ def _setting(name: str, arguments: dict[str, Any], model: PreTrainedModel) -> An
 def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
     """Raise `ConfigError` if an argument of `Swift` is of a type that it cannot be.
 
-    Nor can the model's matrices be split over processes that would decide each by its own clock.
+    Or if the model is split over processes, and they could come to do different steps.
     """
     if not isinstance(model, PreTrainedModel):
         raise ConfigError(
@@ -91,8 +91,11 @@ def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
             f"profile is a {type(profile).__name__}; give a Profile, the path of one, or the word "
             '"auto"'
         )
-    if (getattr(model, "tp_size", None) or 1) > 1 and not (config or SwiftConfig()).is_in_lockstep:
+    given = config or SwiftConfig()
+    is_split = (getattr(model, "tp_size", None) or 1) > 1
+    if is_split and not (given.needs_no_clock and given.exact == "off"):
         raise ConfigError(
-            "the model is split over several processes, which must all do the same steps: give "
-            "SwiftConfig(early_stop=0.8, exact='off'), whose drafts do not depend on measured times"
+            "the model is split over several processes, which must all do the same steps: give a "
+            "SwiftConfig with exact='off' and, if anything is drafted, early_stop=0.8, so that "
+            "measured times decide nothing"
         )

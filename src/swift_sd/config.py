@@ -148,10 +148,9 @@ class SwiftConfig:
         return "model" in self.drafters and self.max_draft_tokens > 0 and not self._settled
 
     @property
-    def is_in_lockstep(self) -> bool:
-        """Whether what is done depends on no measured time and no machine's order of sums."""
-        is_drafted_alike = not self.max_draft_tokens or self.early_stop is not None
-        return is_drafted_alike and self.exact == "off"
+    def needs_no_clock(self) -> bool:
+        """Whether no measured time decides what is drafted, so that processes can do it alike."""
+        return not self.max_draft_tokens or self.early_stop is not None
 
     @classmethod
     def paper(cls) -> SwiftConfig:

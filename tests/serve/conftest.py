@@ -3,10 +3,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import openai
 import pytest
@@ -75,17 +75,19 @@ def folder(tmp_path_factory, byte_model, bytes_tokenizer) -> Path:
 
 
 @pytest.fixture
-def gate(monkeypatch) -> threading.Event:
+def gate(monkeypatch) -> Iterator[threading.Event]:
     """Every answer stops behind three steps, until this is set."""
-    opened, steps, done = threading.Event(), Decoding.next, Counter()
+    opened, steps = threading.Event(), Decoding.next
+    done: WeakKeyDictionary[Decoding, int] = WeakKeyDictionary()
 
     def held(self: Decoding) -> Step | None:
-        done[id(self)] += 1
-        assert done[id(self)] <= 3 or opened.wait(60)
+        done[self] = done.get(self, 0) + 1
+        assert done[self] <= 3 or opened.wait(60)
         return steps(self)
 
     monkeypatch.setattr(Decoding, "next", held)
-    return opened
+    yield opened
+    opened.set()
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Clients that are too many, too slow, or leave: clear errors, no leak."""
 
+import asyncio
 import concurrent.futures
 import copy
 import gc
@@ -252,8 +253,8 @@ def test_answers_longer_than_the_grace_end_with_an_error_that_clients_understand
 def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
     serving, drafting_swift, monkeypatch
 ):
-    read, begun, may_go_on = [], threading.Event(), threading.Event()
-    encoded = desk._encoded
+    read, let_in, begun, left, may_go_on = [], [], *(threading.Event() for _ in range(3))
+    encoded, reading = desk._encoded, desk.Desk._read
 
     def held(served, ask):
         read.append(ask)
@@ -261,14 +262,25 @@ def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
         assert may_go_on.wait(60)
         return encoded(served, ask)
 
+    async def noted(self, served, ask):
+        let_in.append(ask)
+        try:
+            return await reading(self, served, ask)
+        except asyncio.CancelledError:
+            left.set()
+            raise
+
     monkeypatch.setattr(desk, "_encoded", held)
+    monkeypatch.setattr(desk.Desk, "_read", noted)
     with serving({"tiny": drafting_swift()}, Limits(active=1, waiting=5)) as server:
         first = asked(server, max_tokens=3)
         assert begun.wait(60)
         second = asked(server, max_tokens=3)
-        time.sleep(0.5)  # it is let in, and waits for the one thread that reads
-        second.close()
-        time.sleep(2)
+        deadline = time.monotonic() + 30
+        while len(let_in) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        second.close()  # it waits for the one thread that reads
+        assert left.wait(60)
         may_go_on.set()
         assert first.recv(1)
         first.close()

@@ -60,7 +60,8 @@ def test_two_processes_generate_the_tokens_of_one(folder, byte_model, bytes_toke
     assert told["answers"] == expected
 
 
-def test_a_split_model_is_served(folder, plain, tmp_path):
+@pytest.mark.parametrize("farewell", [signal.SIGTERM, signal.SIGINT])
+def test_a_split_model_is_served(folder, plain, tmp_path, farewell):
     layer_set = tmp_path / "set.json"
     layer_set.write_text(json.dumps({"depth": 4, "attention": [1], "mlp": []}))
     port = free_port()
@@ -82,7 +83,7 @@ def test_a_split_model_is_served(folder, plain, tmp_path):
             assert answer.choices[0].text == plain("abc", 24)
             assert answer.usage.drafted_tokens > 0
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(farewell)
         try:
             _, err = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:

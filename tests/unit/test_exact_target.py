@@ -1,13 +1,16 @@
 """Exactness where a short trial cannot see it: far positions, full windows, other threads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from transformers import Ministral3Config, Ministral3ForCausalLM
+from transformers import DynamicCache, Ministral3Config, Ministral3ForCausalLM
 
-from swift_sd import Swift, SwiftConfig
+from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.model import exact_target
 from swift_sd.model.exact_rows import is_exact
-from swift_sd.model.exact_target import ExactTarget
+from swift_sd.model.exact_target import ExactTarget, UpTo
+from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
@@ -25,42 +28,66 @@ ASKED = {
     "output_logits": True,
     "return_dict_in_generate": True,
 }
-CONFIGS = [SwiftConfig(), SwiftConfig(compiled=False), SwiftConfig.plain()]
+DRAFTING = SwiftConfig(LayerSet(3, [1], []), 5, early_stop=0.0, exact="strict")
+CONFIGS = {
+    "drafting": DRAFTING,
+    "not compiled": replace(DRAFTING, compiled=False),
+    "plain": SwiftConfig.plain(),
+}
 
 
 def some_tokens(count):
     return torch.randint(3, 90, (1, count), generator=torch.Generator().manual_seed(2))
 
 
-def assert_the_same_bits(model, swift, ids, new_tokens):
+def assert_the_same_bits(model, swift, ids, new_tokens, caches=({}, {})):
     asked = {**ASKED, "attention_mask": torch.ones_like(ids), "max_new_tokens": new_tokens}
-    expected, found = model.generate(ids, **asked), swift.generate(ids, **asked)
+    expected = model.generate(ids, **asked, **caches[0])
+    found = swift.generate(ids, **asked, **caches[1])
+    assert swift.trace.exact
     assert torch.equal(found.sequences, expected.sequences)
-    if swift.trace.exact:  # else only near-ties are looked at
-        for one, other in zip(found.logits, expected.logits, strict=True):
-            assert torch.equal(one, other)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert torch.equal(one, other)
+    assert not swift.config.max_draft_tokens or swift.trace.summary()["accepted_tokens"]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["default", "not-compiled", "plain"])
+@pytest.mark.parametrize("keeps_all", [False, True], ids=["sliding", "all kept"])
 @pytest.mark.parametrize("heads_to_a_key", [1, 2, 4, 8])
-def test_logits_stay_the_same_when_a_window_fills(config, heads_to_a_key):
-    """From there on transformers masks, and lays the heads that share a key together."""
+@pytest.mark.parametrize("config", CONFIGS)
+def test_logits_stay_the_same_when_a_window_fills(config, heads_to_a_key, keeps_all):
+    """From there on transformers masks, and lays the heads that share a key together.
+
+    A cache that was made without a configuration keeps what is in front of the window too.
+    """
     model = tiny_model(
         "mistral", **SHAPE, num_key_value_heads=8 // heads_to_a_key, sliding_window=40
     ).to(torch.bfloat16)
-    assert_the_same_bits(model, Swift(model, config=config), some_tokens(20), 90)
+    caches = [{"past_key_values": DynamicCache()} if keeps_all else {} for _ in range(2)]
+    assert_the_same_bits(model, Swift(model, config=CONFIGS[config]), some_tokens(20), 90, caches)
 
 
-def test_compiled_code_is_used_up_to_a_window(processor):
-    model = tiny_model("mistral", **SHAPE, num_key_value_heads=1, sliding_window=40)
-    exact = ExactTarget(model.to(torch.bfloat16), find_sublayers(model), "auto", several_rows=True)
-    if processor is None:
-        pytest.skip("torch takes its sums in another order on this processor")
-    assert exact.is_compiled
-    assert isinstance(exact._verifier(), exact_target.UpTo)
+class Noted:
+    """A verifier that only says that it was asked."""
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    def forward(self, tokens, cache, *, ancestry=None):
+        self.asked.append(self)
 
 
-@pytest.mark.parametrize("config", [SwiftConfig(), SwiftConfig.plain()], ids=["default", "plain"])
+@pytest.mark.parametrize(("slides", "limit"), [(True, 30), (False, 20)])
+def test_compiled_code_is_used_up_to_a_length(slides, limit):
+    asked = []
+    verifier = UpTo(compiled := Noted(asked), otherwise := Noted(asked), 30, 20)
+    cache = KVCache([20 if slides else None])
+    for length, expected in ((limit - 1, compiled), (limit, otherwise)):
+        cache.cursor = length - 4
+        verifier.forward(some_tokens(4), cache)
+        assert asked.pop() is expected
+
+
+@pytest.mark.parametrize("config", CONFIGS)
 def test_queries_that_grow_with_the_position_are_seen(config):
     rope = {
         "rope_type": "yarn",
@@ -79,7 +106,7 @@ def test_queries_that_grow_with_the_position_are_seen(config):
         **SHAPE,
     )
     model = Ministral3ForCausalLM(made).to(torch.bfloat16).eval()
-    assert_the_same_bits(model, Swift(model, config=config), some_tokens(30), 20)
+    assert_the_same_bits(model, Swift(model, config=CONFIGS[config]), some_tokens(30), 20)
 
 
 def test_it_is_found_anew_under_other_conditions(monkeypatch):
@@ -100,6 +127,8 @@ def test_it_is_found_anew_under_other_conditions(monkeypatch):
         exact.target()
         exact.target()
         model.float()
+        exact.target()
+        model.to(torch.bfloat16)
         exact.target()
     finally:
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import importlib.util
 import ipaddress
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -202,7 +203,8 @@ def _serve_split(spec: Spec, host: str, port: int) -> None:
     from swift_sd.serve.spec import load
 
     if lockstep.join(spec.tensor_parallel) == 0:
-        _serve_here(spec, host, port)
+        with suppress(KeyboardInterrupt):  # the server has ended, as it was told to
+            _serve_here(spec, host, port)
     else:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first one decides
             signal.signal(number, signal.SIG_IGN)

@@ -106,15 +106,24 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return kind and same and rows_lie_together and numbers_do and query.shape[3] % 8 == 0
 
 
-def mask_of_one(keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """What transformers masks a single row with that follows `keys` tokens, itself included.
+def mask_of_one(
+    keys: int, window: int | None, device: torch.device, *, keeps_all: bool = False
+) -> Tensor | None:
+    """The mask that transformers gives a single row with so many keys, its own among them.
 
-    It hides nothing, but torch's kernels may add up in another order where there is a mask:
-    transformers gives one as soon as a sliding window is full. `[1, 1, 1, window]`, bool.
+    There is one as soon as a sliding window is full, though it hides nothing; torch's kernels may
+    add up in another order with it.
+
+    Args:
+        keeps_all: the layer's cache keeps what is before the window too, which is hidden then.
+
+    Returns:
+        `[1, 1, 1, keys]`, bool, of the keys that are kept.
     """
     if window is None or keys < window:
         return None
-    return torch.ones(1, 1, 1, window, dtype=torch.bool, device=device)
+    kept = torch.arange(keys if keeps_all else window, device=device)
+    return (kept >= len(kept) - window).view(1, 1, 1, -1)
 
 
 @torch.inference_mode()

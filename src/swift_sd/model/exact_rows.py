@@ -31,6 +31,7 @@ from swift_sd.model.view import View, spread_tokens
 
 ATTENTION = "swift_sd_row_by_row"
 PREFIX, ROWS = 6, 3  # of a trial: tokens read before, and rows at once
+REPEATS = 5  # of the rows, where several have to be equal
 
 
 def attention_row_by_row(
@@ -56,11 +57,12 @@ def attention_row_by_row(
     paths: RowPaths = config.swift_sd_paths
     start = key.shape[2] - rows
     window = config.swift_sd_windows[module.layer_idx]
+    keeps_all = window is None or config.swift_sd_kept[module.layer_idx] is None
+    full = window if window is not None and key.shape[2] >= window else None
     kernels: AttentionKernels = config.swift_sd_kernels
     scale = options.get("scaling") or query.shape[3] ** -0.5
     shape = (query.shape[1], key.shape[1], query.shape[3], scale)
-    full = window if window is not None and key.shape[2] >= window else None
-    if fits(query, key, value) and kernels.understands(shape, full):
+    if fits(query, key, value) and not (full and keeps_all) and kernels.understands(shape, full):
         most = window or key.shape[2]
         return compiled_attention(kernels.library, query, key, value, paths, most, scale), None
     own = [] if paths.is_chain else [part[:, :, start:].clone() for part in (key, value)]
@@ -69,8 +71,8 @@ def attention_row_by_row(
         end = start + len(path)
         for part, kept in zip((key, value), own, strict=False):
             part[:, :, start:end] = kept[:, :, path]
-        seen = slice(max(0, end - (window or end)), end)
-        mask = mask_of_one(end, window, query.device)
+        seen = slice(0 if keeps_all else max(0, end - window), end)
+        mask = mask_of_one(end, window, query.device, keeps_all=keeps_all)
         output, _ = sdpa_attention_forward(
             module, query[:, :, row : row + 1], key[:, :, seen], value[:, :, seen], mask, **options
         )
@@ -92,7 +94,14 @@ class AttentionKernels:
         self._known: dict[Any, bool] = {}
 
     def understands(self, shape: tuple[int, int, int, float], window: int | None) -> bool:
-        """Whether heads, key heads, head dimension, scale and window are such; tried once."""
+        """Whether heads, key heads, head dimension and scale are such; tried once.
+
+        Args:
+            window: of the layer, if it is full for some of the rows.
+        """
+        return self._has_tried(shape, None) and (window is None or self._has_tried(shape, window))
+
+    def _has_tried(self, shape: tuple[int, int, int, float], window: int | None) -> bool:
         if self.library is None:
             return False
         if (shape, window) not in self._known:
@@ -123,7 +132,7 @@ class ExactRows(View):
         }
         self._config = copied_config(model.config.get_text_config(decoder=True))
         self._config._attn_implementation = ATTENTION
-        self._config.swift_sd_paths = None
+        self._config.swift_sd_paths = self._config.swift_sd_kept = None
         self._config.swift_sd_kernels = kernels or AttentionKernels(None)
         self._config.swift_sd_windows = attention_windows(model.config)
         layers = ".".join(sublayers.path)
@@ -140,10 +149,11 @@ class ExactRows(View):
     ) -> Tensor:
         """See `View.forward`."""
         self._config.swift_sd_paths = RowPaths(ancestry, tokens.shape[1])
+        self._config.swift_sd_kept = [buffer.window for buffer in cache.buffers]
         try:
             return super().forward(tokens, cache, keep=keep, ancestry=ancestry)
         finally:
-            self._config.swift_sd_paths = None
+            self._config.swift_sd_paths = self._config.swift_sd_kept = None
 
 
 def copied_config(config: Any) -> Any:
@@ -158,7 +168,7 @@ def copied_config(config: Any) -> Any:
 def _has_other_weights(model: PreTrainedModel) -> bool:
     """Whether there are matrices that nobody has tried, as those of fused experts.
 
-    Those see several rows only where several tokens choose the same expert: the same ones do.
+    Those see several rows only where several tokens choose the same expert: equal tokens do.
     """
     return any(
         parameter.dim() > 1
@@ -171,15 +181,15 @@ def _has_other_weights(model: PreTrainedModel) -> bool:
 @torch.inference_mode()
 def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
-    rows = ROWS
-    tokens = spread_tokens(model, PREFIX + 1 + rows)
-    if _has_other_weights(model):
-        tokens, rows = torch.cat([tokens, *[tokens[:, -rows:]] * 4], dim=1), 5 * rows
+    tokens = spread_tokens(model, PREFIX + 1 + ROWS)
+    repeats = REPEATS if _has_other_weights(model) else 1
+    tokens = torch.cat([tokens[:, : PREFIX + 1], *[tokens[:, PREFIX + 1 :]] * repeats], dim=1)
+    count = ROWS * repeats
     results = []
     plain = View(model)
     runners: list[tuple[Verifier, tuple[int, ...]]] = [
-        (plain, (1,) * (1 + rows)),
-        (view, (1, rows)),
+        (plain, (1,) * (1 + count)),
+        (view, (1, count)),
     ]
     for runner, sizes in runners:
         cache = KVCache(attention_windows(model.config))

@@ -1,8 +1,10 @@
-"""How the target is computed to the bit of plain decoding over several rows: found out once."""
+"""How the target is computed to the bit of plain decoding over several rows: found by trying."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -26,21 +28,42 @@ MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
 @dataclass(frozen=True)
 class UpTo:
-    """Verifies in compiled code in front of a position, and otherwise behind it.
+    """Verifies in compiled code up to a length, from which on torch adds up in another order.
 
     Attributes:
-        limit: the position; torch may add up in another order once a sliding window is full.
+        otherwise: verifies from there on.
+        limit: how many keys no row may reach for compiled code, where sliding layers keep a window;
+        window: and where they keep every row, as in a cache that the user made.
     """
 
     compiled: CompiledTarget
     otherwise: View
-    limit: int
+    limit: float
+    window: int
 
     def forward(self, tokens: Tensor, cache: KVCache, *, ancestry: Tensor | None = None) -> Tensor:
         """See `View.forward`."""
-        is_in_front = cache.cursor + tokens.shape[1] < self.limit
-        verifier = self.compiled if is_in_front else self.otherwise
+        slides = any(buffer.window is not None for buffer in cache.buffers)
+        is_known = cache.cursor + tokens.shape[1] < (self.limit if slides else self.window)
+        verifier = self.compiled if is_known else self.otherwise
         return verifier.forward(tokens, cache, ancestry=ancestry)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What gives plain decoding's bits, under some conditions.
+
+    Attributes:
+        forms: of linear layers.
+        kernels: for attention.
+        reads: whether prompts can be read in compiled code.
+        is_compiled: whether whole forwards can be.
+    """
+
+    forms: Forms
+    kernels: AttentionKernels
+    reads: bool = False
+    is_compiled: bool = False
 
 
 class ExactTarget:
@@ -52,9 +75,6 @@ class ExactTarget:
         exact: "auto", "strict" or "off"; see `SwiftConfig`.
         several_rows: whether more than one row is ever verified.
         compiled: whether code may be compiled for it.
-
-    Attributes:
-        is_compiled: whether it does so in compiled code.
     """
 
     def __init__(
@@ -67,61 +87,67 @@ class ExactTarget:
         compiled: bool = True,
     ) -> None:
         self._model, self._sublayers, self._exact = model, sublayers, exact
-        self._several_rows = several_rows
-        compiled = compiled and model.device.type == "cpu"
-        self._kernels = AttentionKernels(find_kernels() if compiled else None)
-        self._find()
+        self._several_rows, self._may_compile = several_rows, compiled
+        self._known: dict[tuple[Any, ...], Found | None] = {}
+        self._looking = Lock()
+        _ = self._found  # now, so that no response has to wait for it
 
     @property
     def is_exact(self) -> bool:
         """Whether verification gives plain decoding's bits however many rows there are."""
-        return self._usable is not None
+        return self._found is not None
 
     @property
-    def _conditions(self) -> tuple[Any, ...]:
-        """What the user may change, and the order of sums may depend on."""
-        config: Any = self._model.config.get_text_config(decoder=True)
-        attention = config._attn_implementation
-        return attention, self._model.dtype, self._model.device, torch.get_num_threads()
-
-    @property
-    def _usable(self) -> Forms | None:
-        """What was found; anew where it was under other conditions."""
-        if self._conditions != self._found_under:
-            self._find()
-        return self._forms
+    def is_compiled(self) -> bool:
+        """Whether it does so in compiled code."""
+        return self._found is not None and self._found.is_compiled
 
     def target(self, reader: View | None = None) -> Target:
         """The model as it is now; prompts are read by `reader` if there is one."""
-        if reader is None and (fast := self.reading_model()) is not self._model:
+        found = self._found
+        if reader is None and (fast := self._reading(found)) is not self._model:
             reader = View(fast)
-        return Target(self._model, self._verifier(), reader)
+        return Target(self._model, self._verifier(found) if found else None, reader)
 
     def reading_model(self) -> nn.Module:
         """What computes many rows as the model does, to the bit, and quicker if there is such."""
-        forms = self._usable
-        if forms is None or not self._reads_exactly:
+        return self._reading(self._found)
+
+    def _reading(self, found: Found | None) -> nn.Module:
+        if found is None or not found.reads:
             return self._model
-        return compiled_model(self._model, forms) or self._model
+        return compiled_model(self._model, found.forms) or self._model
 
-    def _find(self) -> None:
-        self._forms = self._found()
-        self.is_compiled = self._reads_exactly = False
-        if self._forms is not None:
-            reading = compiled_model(self._model, self._forms)
-            self._reads_exactly = reading is not None and self._reads_alike(reading, self._forms)
-            compiled = self._compiled(self._forms)
-            self.is_compiled = compiled is not None and is_exact(compiled, self._model)
-        self._found_under = self._conditions
+    @property
+    def _found(self) -> Found | None:
+        """What was found under these conditions; the first time it is looked for, in seconds."""
+        config: Any = self._model.config.get_text_config(decoder=True)
+        attention, threads = config._attn_implementation, torch.get_num_threads()
+        conditions = (attention, threads, self._model.dtype, self._model.device)
+        with self._looking:
+            if conditions not in self._known:
+                self._known[conditions] = self._look(has_sdpa=attention == "sdpa")
+            return self._known[conditions]
 
-    def _found(self) -> Forms | None:
-        attention, dtype, device, _ = self._conditions
+    def _look(self, *, has_sdpa: bool) -> Found | None:
+        on_cpu = self._model.device.type == "cpu"
         # A single row is exact as it is: there is only speed to be gained, by compiled code.
-        may_gain = self._several_rows or (device.type == "cpu" and dtype == torch.bfloat16)
-        if not may_gain or self._exact == "off" or attention != "sdpa":
+        may_gain = self._several_rows or (on_cpu and self._model.dtype == torch.bfloat16)
+        if not may_gain or self._exact == "off" or not has_sdpa:
             return None
-        forms = exact_forms(self._model, MOST_ALONE[self._exact], self._kernels.library)
-        return forms if forms is not None and is_exact(self._view(forms), self._model) else None
+        kernels = AttentionKernels(find_kernels() if on_cpu and self._may_compile else None)
+        forms = exact_forms(self._model, MOST_ALONE[self._exact], kernels.library)
+        if forms is None:
+            return None
+        found = Found(forms, kernels)
+        if not is_exact(self._view(found), self._model):
+            return None
+        reading, compiled = compiled_model(self._model, forms), self._compiled(found)
+        return replace(
+            found,
+            reads=reading is not None and self._reads_alike(reading, forms),
+            is_compiled=compiled is not None and is_exact(compiled, self._model),
+        )
 
     @torch.inference_mode()
     def _reads_alike(self, module: nn.Module, forms: Forms) -> bool:
@@ -138,29 +164,27 @@ class ExactTarget:
         same = all(torch.equal(one, other) for one, other in zip(*results, strict=True))
         return same and many_rows_are_alike(self._model, forms, MANY)
 
-    def _verifier(self) -> Verifier | None:
-        forms = self._usable
-        if forms is None:
-            return None
-        compiled = self._compiled(forms) if self.is_compiled else None
-        return compiled or (self._view(forms) if self._several_rows else None)
+    def _verifier(self, found: Found) -> Verifier | None:
+        compiled = self._compiled(found) if found.is_compiled else None
+        return compiled or (self._view(found) if self._several_rows else None)
 
-    def _view(self, forms: Forms) -> ExactRows:
-        return ExactRows(self._model, self._sublayers, forms, self._kernels)
+    def _view(self, found: Found) -> ExactRows:
+        return ExactRows(self._model, self._sublayers, found.forms, found.kernels)
 
-    def _compiled(self, forms: Forms) -> Verifier | None:
+    def _compiled(self, found: Found) -> Verifier | None:
         """None where the model is of another layout, or its attention of another form."""
-        if self._kernels.library is None:
+        kernels = found.kernels
+        if kernels.library is None:
             return None
         try:
-            compiled = CompiledTarget(self._kernels.library, self._model, self._sublayers)
+            compiled = CompiledTarget(kernels.library, self._model, self._sublayers)
         except NoKernelsError:
             return None
-        if not self._kernels.understands(compiled.form, None):
+        if not kernels.understands(compiled.form, None):
             return None
         windows = {window for window in compiled.windows if window is not None}
-        unknown = [each for each in windows if not self._kernels.understands(compiled.form, each)]
-        if not unknown:
+        if not windows:
             return compiled
-        otherwise = self._view(forms) if self._several_rows else View(self._model)
-        return UpTo(compiled, otherwise, min(unknown))
+        unknown = (window for window in windows if not kernels.understands(compiled.form, window))
+        otherwise = self._view(found) if self._several_rows else View(self._model)
+        return UpTo(compiled, otherwise, min(unknown, default=math.inf), min(windows))

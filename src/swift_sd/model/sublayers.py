@@ -154,7 +154,7 @@ def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
     Raises:
         UnsupportedModel: dropout is on, so that what is computed twice would differ; or autocast on
             a CPU; or a module on the `path` to the layers, or a layer, has a `forward` of its own:
-            a copy of it with something left out would run the original.
+            a copy of it with something left out would run the original; or one was compiled.
     """
     if model.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         raise UnsupportedModel("autocast is on: leave it, and load the model in the dtype you want")
@@ -162,11 +162,13 @@ def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
         raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
     parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]
     for module in (*parents, *parents[-1].children()):
-        if "forward" in vars(module) or module._compiled_call_impl is not None:
+        if "forward" in vars(module):
             raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} was compiled, or replaced on the "
-                "object: a copy would run the original; load the model anew"
+                f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
+                "patched); delete that attribute, or load the model anew"
             )
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise UnsupportedModel("a module was compiled, and copies would not be; load it anew")
 
 
 def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:

@@ -56,7 +56,7 @@ def lockstep_config(config: SwiftConfig) -> SwiftConfig:
     Raises:
         ConfigError: drafting depends on measured times, or exactness is demanded.
     """
-    if config.max_draft_tokens and config.early_stop is None:
+    if not config.needs_no_clock:
         raise ConfigError(
             "over several processes drafts must not depend on measured times, which differ: add "
             "--early-stop 0.8 (the paper's rule), or --plain"
@@ -86,7 +86,7 @@ def join(size: int) -> int:
 
 
 def leave() -> NoReturn:
-    """End this process with exit code 0, once all have heard of the end.
+    """End this process with exit code 0; to be called behind `Leader.end` or `follow`.
 
     Python does not clean up: gloo's threads need it to let go of the last tensors they sent, and
     one that comes too late aborts the process (pytorch/pytorch#179291).
