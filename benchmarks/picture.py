@@ -1,7 +1,7 @@
 """One picture of several runs of `swift-sd bench`: what each method makes of each model.
 
     R=benchmarks/results/bench
-    .venv/bin/python benchmarks/picture.py docs/speed.svg $R-smollm2-135m-stream $R-*-all
+    .venv/bin/python benchmarks/picture.py docs/speed.svg $R-smollm2-135m-paper $R-qwen*-paper
 
 Bars are speeds over all questions as multiples of plain `generate`, lines their 95 % intervals. Of
 several runs of a model the last one that has a method counts for it.
@@ -15,9 +15,8 @@ import typer
 from matplotlib.figure import Figure
 
 METHODS = {  # what is shown, the words for it, and its colour
-    "hf-early-exit": ("early exit", "#b8b8b8"),
-    "hf-lookup": ("prompt lookup", "#8f8f8f"),
-    "hf-assisted": ("assisted by a smaller model", "#6a6a6a"),
+    "hf-lookup": ("prompt lookup", "#b8b8b8"),
+    "swift-paper": ("the paper's SWIFT, in this library", "#8f8f8f"),
     "plain": ("swift-sd without drafts", "#9ecae1"),
     "swift": ("swift-sd", "#0072b2"),
 }

@@ -10,7 +10,7 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.model import exact_target
 from swift_sd.model.exact_rows import is_exact
 from swift_sd.model.exact_target import ExactTarget, UpTo
-from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.kv_cache import KVCache, generate_cache_name
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
@@ -62,7 +62,7 @@ def test_logits_stay_the_same_when_a_window_fills(config, heads_to_a_key, keeps_
     model = tiny_model(
         "mistral", **SHAPE, num_key_value_heads=8 // heads_to_a_key, sliding_window=40
     ).to(torch.bfloat16)
-    caches = [{"past_key_values": DynamicCache()} if keeps_all else {} for _ in range(2)]
+    caches = [{generate_cache_name(): DynamicCache()} if keeps_all else {} for _ in range(2)]
     assert_the_same_bits(model, Swift(model, config=CONFIGS[config]), some_tokens(20), 90, caches)
 
 
