@@ -79,7 +79,8 @@ class Noted:
 @pytest.mark.parametrize(("slides", "limit"), [(True, 30), (False, 20)])
 def test_compiled_code_is_used_up_to_a_length(slides, limit):
     asked = []
-    verifier = UpTo(compiled := Noted(asked), otherwise := Noted(asked), 30, 20)
+    compiled, otherwise = Noted(asked), Noted(asked)
+    verifier = UpTo(compiled, lambda: otherwise, 30, 20)
     cache = KVCache([20 if slides else None])
     for length, expected in ((limit - 1, compiled), (limit, otherwise)):
         cache.cursor = length - 4
@@ -137,6 +138,17 @@ def test_it_is_found_anew_under_other_conditions(monkeypatch):
         (threads + 1, torch.bfloat16),
         (threads + 1, torch.float32),
     ]
+
+
+def test_other_kernels_for_experts_are_tried_too(monkeypatch):
+    tried = []
+    monkeypatch.setattr(ExactTarget, "_look", lambda self, has_sdpa: tried.append(has_sdpa))
+    model = tiny_model("mixtral", experts_implementation="grouped_mm")
+    exact = ExactTarget(model, find_sublayers(model), "auto", several_rows=True)
+    for kind in ("eager", "eager", "grouped_mm"):
+        model.set_experts_implementation(kind)
+        exact.target()
+    assert tried == [True, True]
 
 
 class OneByOne(View):

@@ -6,7 +6,6 @@ import importlib.util
 import ipaddress
 import json
 import signal
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -182,7 +181,8 @@ def serve(
         _serve_here(spec, host, port)
 
 
-def _serve_here(spec: Spec, host: str, port: int) -> None:
+def _serve_here(spec: Spec, host: str, port: int) -> bool:
+    """Until it is told to stop; whether all other processes, if there are any, know of it."""
     from swift_sd.cli.session import quiet_transformers
     from swift_sd.serve.server import listen, run
     from swift_sd.serve.spec import load
@@ -193,7 +193,13 @@ def _serve_here(spec: Spec, host: str, port: int) -> None:
             served = load(spec, tell)
         address = listener.getsockname()
         note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
-        run(spec, served, listener)
+        leaders = [one.leader for one in served if one.leader is not None]
+        try:
+            run(spec, served, listener)
+        except KeyboardInterrupt:
+            if not (leaders and all(leader.has_ended for leader in leaders)):
+                raise
+        return all(leader.has_ended for leader in leaders)
 
 
 def _serve_split(spec: Spec, host: str, port: int) -> None:
@@ -202,16 +208,16 @@ def _serve_split(spec: Spec, host: str, port: int) -> None:
     from swift_sd.serve import lockstep
     from swift_sd.serve.spec import load
 
+    is_known = True
     if lockstep.join(spec.tensor_parallel) == 0:
-        with suppress(KeyboardInterrupt):  # the server has ended, as it was told to
-            _serve_here(spec, host, port)
+        is_known = _serve_here(spec, host, port)
     else:
         for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first one decides
             signal.signal(number, signal.SIG_IGN)
         with quiet_transformers():
             served = load(spec, lambda message: None)
             lockstep.follow({one.name: one.swift for one in served})
-    lockstep.leave()
+    lockstep.leave(0 if is_known else 1)  # torchrun ends those that do not know
 
 
 def _scale(pairs: list[str]) -> dict[str, Any]:

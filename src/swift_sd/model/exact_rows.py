@@ -165,7 +165,7 @@ def copied_config(config: Any) -> Any:
     return twin
 
 
-def _has_other_weights(model: PreTrainedModel) -> bool:
+def has_other_weights(model: PreTrainedModel) -> bool:
     """Whether there are matrices that nobody has tried, as those of fused experts.
 
     Those see several rows only where several tokens choose the same expert: equal tokens do.
@@ -182,7 +182,7 @@ def _has_other_weights(model: PreTrainedModel) -> bool:
 def is_exact(view: Verifier, model: PreTrainedModel) -> bool:
     """Whether logits and cache of `view` equal those of `model` to the bit, row by row or not."""
     tokens = spread_tokens(model, PREFIX + 1 + ROWS)
-    repeats = REPEATS if _has_other_weights(model) else 1
+    repeats = REPEATS if has_other_weights(model) else 1
     tokens = torch.cat([tokens[:, : PREFIX + 1], *[tokens[:, PREFIX + 1 :]] * repeats], dim=1)
     count = ROWS * repeats
     results = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from threading import Lock
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.exact_linear import Forms, compiled_model, exact_forms, many_rows_are_alike
-from swift_sd.model.exact_rows import AttentionKernels, ExactRows, is_exact
+from swift_sd.model.exact_rows import AttentionKernels, ExactRows, has_other_weights, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target, Verifier
@@ -26,26 +28,32 @@ MANY = 130  # rows of a linear layer: torch may take sums in another order for s
 MOST_ALONE = {"auto": 0.25, "strict": 1.0}
 
 
-@dataclass(frozen=True)
 class UpTo:
     """Verifies in compiled code up to a length, from which on torch adds up in another order.
 
-    Attributes:
-        otherwise: verifies from there on.
-        limit: how many keys no row may reach for compiled code, where sliding layers keep a window;
-        window: and where they keep every row, as in a cache that the user made.
+    Args:
+        compiled: for rows that see fewer keys than that.
+        otherwise: makes what verifies from there on, when it is needed.
+        limit: the length, if sliding layers keep a window only.
+        window: the same if they keep every row, as in a cache that the user made: the smallest
+            window.
     """
 
-    compiled: CompiledTarget
-    otherwise: View
-    limit: float
-    window: int
+    def __init__(
+        self, compiled: Verifier, otherwise: Callable[[], Verifier], limit: float, window: int
+    ) -> None:
+        self._compiled, self._limit, self._window = compiled, limit, window
+        self._make_otherwise = otherwise
+
+    @cached_property
+    def _otherwise(self) -> Verifier:
+        return self._make_otherwise()
 
     def forward(self, tokens: Tensor, cache: KVCache, *, ancestry: Tensor | None = None) -> Tensor:
         """See `View.forward`."""
         slides = any(buffer.window is not None for buffer in cache.buffers)
-        is_known = cache.cursor + tokens.shape[1] < (self.limit if slides else self.window)
-        verifier = self.compiled if is_known else self.otherwise
+        is_known = cache.cursor + tokens.shape[1] < (self._limit if slides else self._window)
+        verifier = self._compiled if is_known else self._otherwise
         return verifier.forward(tokens, cache, ancestry=ancestry)
 
 
@@ -99,7 +107,7 @@ class ExactTarget:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether it does so in compiled code."""
+        """Whether it does so in compiled code, as far as a window allows."""
         return self._found is not None and self._found.is_compiled
 
     def target(self, reader: View | None = None) -> Target:
@@ -122,8 +130,11 @@ class ExactTarget:
     def _found(self) -> Found | None:
         """What was found under these conditions; the first time it is looked for, in seconds."""
         config: Any = self._model.config.get_text_config(decoder=True)
-        attention, threads = config._attn_implementation, torch.get_num_threads()
-        conditions = (attention, threads, self._model.dtype, self._model.device)
+        attention = config._attn_implementation
+        experts = getattr(config, "_experts_implementation", None)
+        device = self._model.device
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        conditions = (attention, experts, self._model.dtype, device, threads)
         with self._looking:
             if conditions not in self._known:
                 self._known[conditions] = self._look(has_sdpa=attention == "sdpa")
@@ -133,7 +144,9 @@ class ExactTarget:
         on_cpu = self._model.device.type == "cpu"
         # A single row is exact as it is: there is only speed to be gained, by compiled code.
         may_gain = self._several_rows or (on_cpu and self._model.dtype == torch.bfloat16)
-        if not may_gain or self._exact == "off" or not has_sdpa:
+        # Elsewhere transformers takes other kernels for experts while it decodes, and we do not.
+        has_its_kernels = on_cpu or not has_other_weights(self._model)
+        if not (may_gain and has_sdpa and has_its_kernels) or self._exact == "off":
             return None
         kernels = AttentionKernels(find_kernels() if on_cpu and self._may_compile else None)
         forms = exact_forms(self._model, MOST_ALONE[self._exact], kernels.library)
@@ -186,5 +199,5 @@ class ExactTarget:
         if not windows:
             return compiled
         unknown = (window for window in windows if not kernels.understands(compiled.form, window))
-        otherwise = self._view(found) if self._several_rows else View(self._model)
+        otherwise = partial(self._view, found) if self._several_rows else lambda: View(self._model)
         return UpTo(compiled, otherwise, min(unknown, default=math.inf), min(windows))

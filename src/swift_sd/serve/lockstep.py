@@ -85,15 +85,15 @@ def join(size: int) -> int:
     return dist.get_rank()
 
 
-def leave() -> NoReturn:
-    """End this process with exit code 0; to be called behind `Leader.end` or `follow`.
+def leave(code: int = 0) -> NoReturn:
+    """End this process, at once; to be called behind `Leader.end` or `follow`.
 
     Python does not clean up: gloo's threads need it to let go of the last tensors they sent, and
     one that comes too late aborts the process (pytorch/pytorch#179291).
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 class Leader:
@@ -101,11 +101,12 @@ class Leader:
 
     Attributes:
         is_alone: the others stand where this process could not follow; they are told nothing more.
+        has_ended: all others have heard of the end.
     """
 
     def __init__(self) -> None:
         self._numbers = count()
-        self.is_alone = False
+        self.is_alone = self.has_ended = False
 
     def start(
         self,
@@ -132,7 +133,8 @@ class Leader:
         """Let the others go, if they can still hear it."""
         if not self.is_alone:
             _tell(Order("end"))
-            dist.barrier()  # it may leave only when all have heard
+            dist.barrier()
+            self.has_ended = True
 
     @contextmanager
     def together(self) -> Iterator[None]:
