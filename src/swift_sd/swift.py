@@ -33,7 +33,8 @@ from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
 from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
-from swift_sd.model.sublayers import check_ready, find_sublayers
+from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.support import check_ready
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
 

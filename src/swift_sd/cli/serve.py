@@ -197,7 +197,7 @@ def _serve_here(spec: Spec, host: str, port: int) -> bool:
         try:
             run(spec, served, listener)
         except KeyboardInterrupt:
-            if not (leaders and all(leader.has_ended for leader in leaders)):
+            if not leaders:
                 raise
         return all(leader.has_ended for leader in leaders)
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
 
 from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, attention_windows
@@ -27,13 +26,10 @@ from swift_sd.model.stubs import (
     shared_copy,
     shared_copy_along,
 )
+from swift_sd.model.support import check_ready, refuse_what_cannot_work, unsupported
 from swift_sd.model.view import View
 
 CACHE_PARAMETERS = {*CACHE_NAMES, "past_key_value", "layer_past"}
-SUPPORTED = (
-    "swift-sd drafts with decoder-only models whose layers add a separate attention and MLP "
-    "sublayer to the residual stream (llama, qwen, mistral, gemma, phi, gpt2, … and their MoE kin)"
-)
 TOLERANCE = 1e-2  # relative; what is compared comes from the same operations on the same numbers
 
 
@@ -102,7 +98,7 @@ def find_sublayers(model: PreTrainedModel) -> Sublayers:
     Raises:
         UnsupportedModel: names the family, the reason and what is supported.
     """
-    _refuse_what_cannot_work(model)
+    refuse_what_cannot_work(model)
     path, layers = _decoder_layers(model)
     check_ready(model, path)
     proved: dict[Any, LayerParts] = {}
@@ -112,78 +108,13 @@ def find_sublayers(model: PreTrainedModel) -> Sublayers:
     return Sublayers(path, tuple(proved[_kind(layer)] for layer in layers))
 
 
-def _refuse_what_cannot_work(model: PreTrainedModel) -> None:
-    config = model.config.get_text_config(decoder=True)
-    if model.config.is_encoder_decoder:
-        raise _unsupported(model, "it is an encoder-decoder model")
-    if not model.can_generate():
-        raise _unsupported(model, f"{type(model).__name__} has no language modelling head")
-    distributed = getattr(model.config, "distributed_config", None)
-    if (getattr(distributed, "pp_size", None) or 1) > 1:
-        raise UnsupportedModel(
-            "a model cut into pipeline stages cannot draft: a draft is a second module tree over "
-            "the same tensors, and no process has them all; load it with tp_size, not pp_size"
-        )
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise UnsupportedModel(
-            "the model is on the meta device and has no weights; load it with from_pretrained first"
-        )
-    if any("_hf_hook" in module.__dict__ for module in model.modules()):
-        raise UnsupportedModel(
-            "the model is spread over devices or offloaded; load it on one, e.g. device_map=0"
-        )
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        raise _unsupported(model, "its attention is in chunks, to which verified rows do not keep")
-    if getattr(config, "num_kv_shared_layers", 0) or getattr(config, "kv_sharing_modes", None):
-        raise _unsupported(model, "some of its layers read the keys and values of other layers")
-    foreign = {
-        type(layer).__name__
-        for layer in DynamicCache(config=config).layers
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
-    }
-    if foreign or getattr(model, "_is_stateful", False):
-        kinds = ", ".join(sorted(set(getattr(config, "layer_types", None) or []))) or "recurrent"
-        raise _unsupported(
-            model, f"it keeps a state that drafts cannot be taken back from (layers: {kinds})"
-        )
-
-
-def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
-    """Refuse a model that cannot be drafted with as it is now, though it could be.
-
-    Raises:
-        UnsupportedModel: dropout is on, so that what is computed twice would differ; or autocast on
-            a CPU; or a module on the `path` to the layers, or a layer, has a `forward` of its own:
-            a copy of it with something left out would run the original; or one was compiled.
-    """
-    if model.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        raise UnsupportedModel("autocast is on: leave it, and load the model in the dtype you want")
-    if model.training:
-        raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
-    parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]
-    for module in (*parents, *parents[-1].children()):
-        if "forward" in vars(module):
-            raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
-                "patched); delete that attribute, or load the model anew"
-            )
-    if any(module._compiled_call_impl is not None for module in model.modules()):
-        raise UnsupportedModel("a module was compiled, and copies would not be; load it anew")
-
-
-def _unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(f"{model.config.model_type} is not supported: {reason}. {SUPPORTED}")
-
-
 def _decoder_layers(model: PreTrainedModel) -> tuple[tuple[str, ...], nn.ModuleList]:
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     for name, module in model.named_modules():
         is_stack = isinstance(module, nn.ModuleList) and len(module) == depth
         if is_stack and all(any(map(_takes_cache, layer.children())) for layer in module):
             return tuple(name.split(".")), module
-    raise _unsupported(
-        model, f"no list of {depth} decoder layers with an attention child was found"
-    )
+    raise unsupported(model, f"no list of {depth} decoder layers with an attention child was found")
 
 
 def _takes_cache(module: nn.Module) -> bool:
@@ -222,7 +153,7 @@ def _prove(
     try:
         View(twin).forward(tokens.unsqueeze(0), KVCache(attention_windows(model.config)))
     except UnsupportedModel as reason:
-        raise _unsupported(model, f"in layer {index}, {reason}") from None
+        raise unsupported(model, f"in layer {index}, {reason}") from None
     assert probe.parts is not None
     return probe.parts
 

@@ -1,0 +1,83 @@
+"""Which models can be drafted with, and which cannot as they are now."""
+
+from __future__ import annotations
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from swift_sd.errors import UnsupportedModel
+
+SUPPORTED = (
+    "swift-sd drafts with decoder-only models whose layers add a separate attention and MLP "
+    "sublayer to the residual stream (llama, qwen, mistral, gemma, phi, gpt2, … and their MoE kin)"
+)
+
+
+def refuse_what_cannot_work(model: PreTrainedModel) -> None:
+    """Refuse a model whose configuration or state says that it can never be drafted with.
+
+    Raises:
+        UnsupportedModel: names the reason, and the remedy where there is one.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if model.config.is_encoder_decoder:
+        raise unsupported(model, "it is an encoder-decoder model")
+    if not model.can_generate():
+        raise unsupported(model, f"{type(model).__name__} has no language modelling head")
+    distributed = getattr(model.config, "distributed_config", None)
+    if (getattr(distributed, "pp_size", None) or 1) > 1:
+        raise UnsupportedModel(
+            "a model cut into pipeline stages cannot draft: a draft is a second module tree over "
+            "the same tensors, and no process has them all; load it with tp_size, not pp_size"
+        )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModel(
+            "the model is on the meta device and has no weights; load it with from_pretrained first"
+        )
+    if any("_hf_hook" in module.__dict__ for module in model.modules()):
+        raise UnsupportedModel(
+            "the model is spread over devices or offloaded; load it on one, e.g. device_map=0"
+        )
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        raise unsupported(model, "its attention is in chunks, to which verified rows do not keep")
+    if getattr(config, "num_kv_shared_layers", 0) or getattr(config, "kv_sharing_modes", None):
+        raise unsupported(model, "some of its layers read the keys and values of other layers")
+    foreign = {
+        type(layer).__name__
+        for layer in DynamicCache(config=config).layers
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    }
+    if foreign or getattr(model, "_is_stateful", False):
+        kinds = ", ".join(sorted(set(getattr(config, "layer_types", None) or []))) or "recurrent"
+        raise unsupported(
+            model, f"it keeps a state that drafts cannot be taken back from (layers: {kinds})"
+        )
+
+
+def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
+    """Refuse a model that cannot be drafted with as it is now, though it could be.
+
+    Raises:
+        UnsupportedModel: dropout is on, so that what is computed twice would differ; or autocast on
+            a CPU; or a module on the `path` to the layers, or a layer, has a `forward` of its own:
+            a copy of it with something left out would run the original; or one was compiled.
+    """
+    if model.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        raise UnsupportedModel("autocast is on: leave it, and load the model in the dtype you want")
+    if model.training:
+        raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
+    parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]
+    for module in (*parents, *parents[-1].children()):
+        if "forward" in vars(module):
+            raise UnsupportedModel(
+                f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
+                "patched); delete that attribute, or load the model anew"
+            )
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        raise UnsupportedModel("a module was compiled, and copies would not be; load it anew")
+
+
+def unsupported(model: PreTrainedModel, reason: str) -> UnsupportedModel:
+    """The error for a family that is not supported, for this `reason`."""
+    return UnsupportedModel(f"{model.config.model_type} is not supported: {reason}. {SUPPORTED}")
