@@ -78,30 +78,44 @@ def prompt() -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def model_of() -> Callable[..., PreTrainedModel]:
+def shared_models() -> dict[str, PreTrainedModel]:
+    """What `model_of` has built."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def model_of(shared_models) -> Callable[..., PreTrainedModel]:
     """`model_of(family)`: a tiny model, built once; tests must not change it."""
-    built: dict[str, PreTrainedModel] = {}
 
     def get(family: str = "llama") -> PreTrainedModel:
-        if family not in built:
-            built[family] = tiny_model(family)
-        return built[family]
+        if family not in shared_models:
+            shared_models[family] = tiny_model(family)
+        return shared_models[family]
 
     return get
 
 
-@pytest.fixture
-def swift_of() -> Callable[..., Swift]:
+@pytest.fixture(scope="session")
+def swift_of(shared_models) -> Callable[..., Swift]:
     """`swift_of(model, skip)`: drafts 6 tokens at a time and never stops early.
 
     `skip` is the name of a `LayerSet` constructor: with "none" all drafts are accepted, with
-    "every" hardly any.
+    "every" hardly any. Nothing is learned by it, so that of the models of `model_of` all tests
+    share one; `fresh=True` makes one that has not generated anything.
     """
+    shared: dict[tuple[int, str], Swift] = {}
 
-    def make(model: PreTrainedModel, skip: str = "unified", drafted: int = 6, **kwargs) -> Swift:
+    def make(model: PreTrainedModel, skip: str = "unified", fresh: bool = False, **kwargs) -> Swift:
+        key = (id(model), skip)
+        is_shared = not (fresh or kwargs) and any(model is one for one in shared_models.values())
+        if is_shared and key in shared:
+            return shared[key]
         layer_set = getattr(LayerSet, skip)(model.config.get_text_config().num_hidden_layers)
-        settings = SwiftConfig(layer_set=layer_set, max_draft_tokens=drafted, early_stop=0)
-        return Swift(model, config=settings, **kwargs)
+        settings = SwiftConfig(layer_set=layer_set, max_draft_tokens=6, early_stop=0)
+        swift = Swift(model, config=settings, **kwargs)
+        if is_shared:
+            shared[key] = swift
+        return swift
 
     return make
 

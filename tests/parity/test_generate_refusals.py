@@ -47,6 +47,7 @@ def model():
 @pytest.mark.parametrize("argument", REFUSED)
 def test_arguments_are_refused_by_name_either_way(model, swift_of, prompt, argument):
     swift = swift_of(model)
+    before = swift.trace
     for call in (
         lambda **kwargs: swift.generate(prompt(), **kwargs),
         lambda **kwargs: model.generate(prompt(), custom_generate=swift, **kwargs),
@@ -56,7 +57,7 @@ def test_arguments_are_refused_by_name_either_way(model, swift_of, prompt, argum
             call(max_new_tokens=5, **REFUSED[argument])
         assert caught.value.argument == argument
         assert "model.generate" in str(caught.value)
-    assert swift.trace is None  # nothing was started
+    assert swift.trace is before  # nothing was started
 
 
 def test_token_healing_is_refused_with_the_remedy(model, swift_of, prompt, tokenizer):
@@ -160,7 +161,7 @@ def test_text_without_a_tokenizer_is_refused(model, swift_of):
 
 def test_a_report_before_any_response_is_refused(model, swift_of):
     with pytest.raises(ConfigError, match="nothing was generated yet"):
-        swift_of(model).report()
+        swift_of(model, fresh=True).report()
 
 
 def test_after_a_refusal_it_works(model, swift_of, prompt):

@@ -143,7 +143,7 @@ def test_an_error_leaves_the_users_cache_consistent(model_of, swift_of, prompt, 
 
 
 def test_the_trace_is_of_the_response_that_started_last(model_of, swift_of, prompt):
-    swift = swift_of(model_of(), "none")
+    swift = swift_of(model_of(), "none", fresh=True)
     assert swift.trace is None
     out = swift.generate(prompt(), **GREEDY)
     assert swift.trace.token_ids == out[0, 12:].tolist()

@@ -14,7 +14,7 @@ from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
-from swift_sd.testing.families import FAMILIES, SPECIAL_FAMILIES, tiny_model
+from swift_sd.testing.families import FAMILIES, SPECIAL_FAMILIES, STRUCTURES, tiny_model
 from swift_sd.testing.scripted import ScriptedDrafter
 
 CHAINS_ONLY = {"bloom"}
@@ -28,11 +28,6 @@ SHAPES = {
 NEW = 14
 
 
-@pytest.fixture(params=SUPPORTED, scope="module")
-def model(request):
-    return tiny_model(request.param)
-
-
 def reads_trees(model):
     return why_no_trees(model, find_sublayers(model)) is None
 
@@ -41,8 +36,14 @@ def prompt(length, seed=1):
     return torch.randint(3, 100, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-def test_which_families_read_trees(model):
-    assert reads_trees(model) == (model.config.model_type not in CHAINS_ONLY)
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_every_family_reads_trees_or_is_known_not_to(family):
+    """Behind more tokens than the sliding windows of 8 hold."""
+    model = tiny_model(family)
+    assert reads_trees(model) == (family not in CHAINS_ONLY)
+    if reads_trees(model):
+        check_logits(model, a_tree("bushy"), prompt(21))
+        check_random_trees(model, prompt(9), seeds=(0,))
 
 
 def test_a_model_that_reads_no_trees_says_so_once_and_drafts_chains():
@@ -58,14 +59,22 @@ def test_a_model_that_reads_no_trees_says_so_once_and_drafts_chains():
     assert torch.equal(output, model.generate(ids, **asked))
 
 
-@pytest.mark.parametrize("length", [1, 5, 21])  # 21: beyond the sliding window of 8
-@pytest.mark.parametrize("shape", SHAPES)
-def test_tree_logits_are_the_sequential_ones(model, shape, length):
-    if not reads_trees(model):
-        pytest.skip("chains only")
+def a_tree(shape):
     parents = SHAPES[shape]
-    tokens = prompt(len(parents), seed=7)[0].tolist()
-    check_logits(model, DraftTree(tokens, parents), prompt(length))
+    return DraftTree(prompt(len(parents), seed=7)[0].tolist(), parents)
+
+
+@pytest.fixture(
+    params=[family for family in STRUCTURES if family not in CHAINS_ONLY], scope="module"
+)
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.mark.parametrize("length", [1, 5, 21])
+def test_tree_logits_are_the_sequential_ones(model, length):
+    for shape in SHAPES:
+        check_logits(model, a_tree(shape), prompt(length))
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2"])
@@ -74,8 +83,7 @@ def test_both_attention_implementations_read_trees(family, implementation):
     if family in ("gpt_oss", "gemma2") and implementation == "sdpa":
         pytest.skip("transformers has no sdpa for it")
     model = tiny_model(family, attn_implementation=implementation)
-    tokens = prompt(10, seed=7)[0].tolist()
-    check_logits(model, DraftTree(tokens, SHAPES["bushy"]), prompt(21))
+    check_logits(model, a_tree("bushy"), prompt(21))
 
 
 def test_a_tree_deeper_than_the_window():
@@ -147,11 +155,12 @@ class Decoding:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"do_sample": True, "temperature": 1.3, "top_k": 20}])
-@pytest.mark.parametrize("length", [1, 9, 21])
+@pytest.mark.parametrize("length", [1, 21])
 def test_random_trees_change_nothing(model, length, arguments):
-    if not reads_trees(model):
-        pytest.skip("chains only")
-    ids = prompt(length)
+    check_random_trees(model, prompt(length), seeds=range(3), **arguments)
+
+
+def check_random_trees(model, ids, seeds, **arguments):
     asked = {
         **{"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None},
         **{"attention_mask": torch.ones_like(ids), **arguments},
@@ -159,9 +168,8 @@ def test_random_trees_change_nothing(model, length, arguments):
     torch.manual_seed(3)
     expected = model.generate(ids, **asked)
     state_after = torch.get_rng_state()
-    for seed in range(4):
-        script = RandomTrees(expected[0, length:].tolist(), length, seed)
-
+    for seed in seeds:
+        script = RandomTrees(expected[0, ids.shape[1] :].tolist(), ids.shape[1], seed)
         run = Decoding(ScriptedDrafter(script))
         torch.manual_seed(3)
         output = model.generate(ids, custom_generate=run, **asked)

@@ -27,6 +27,19 @@ FAMILIES: tuple[str, ...] = (
 SPECIAL_FAMILIES: tuple[str, ...] = ("gpt_oss", "bloom", "opt", "minimax")
 """Model types built otherwise inside a layer: supported or refused, never silently wrong."""
 
+STRUCTURES: dict[str, str] = {
+    "llama": "norms before sublayers, rotary positions, all text in view",
+    "mistral": "a window in every layer",
+    "gemma3_text": "windows in some layers, norms on both sides of sublayers, scaled embeddings",
+    "gpt2": "learned positions, biases, matrices stored transposed",
+    "phi": "attention and MLP side by side, positions that rotate in part",
+    "olmo2": "norms after sublayers",
+    "qwen3_moe": "experts, and a dense layer among them",
+    "gpt_oss": "attention sinks, and experts, windows in some layers",
+    "bloom": "positions as biases of attention: chains only, no trees",
+}
+"""A family for each structure on which keys, positions and masks depend, and what it stands for."""
+
 RECURRENT_FAMILIES: tuple[str, ...] = (
     *("mamba", "qwen3_next", "recurrent_gemma", "falcon_h1", "lfm2"),
 )
