@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +58,7 @@ class Swift:
         profile: what to start from, if anything was learned before: a `Profile`, or the path of
             one. The word "auto" stands for one in the user's cache directory (or
             `$SWIFT_SD_CACHE`), which is also kept up to date behind each response.
+        clock: tells the seconds by which everything is measured; a test gives its own.
 
     Raises:
         UnsupportedModel: sublayers of this architecture cannot be skipped; says why.
@@ -71,13 +72,14 @@ class Swift:
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: SwiftConfig | None = None,
         profile: Profile | str | Path | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         check_types(model, tokenizer, config, profile)
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
         self.sublayers = find_sublayers(model)
-        self._experience = Experience(model, self.sublayers, self.config, profile, tokenizer)
+        self._experience = Experience(model, self.sublayers, self.config, profile, tokenizer, clock)
         self._trace: Trace | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -135,11 +137,8 @@ class Swift:
         )
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
-        model: Any = self.model
-        output: Tensor | GenerateDecoderOnlyOutput = model.generate(
-            inputs, custom_generate=method, **arguments
-        )
-        return output
+        output = cast(Any, self.model).generate(inputs, custom_generate=method, **arguments)
+        return cast(Tensor | GenerateDecoderOnlyOutput, output)
 
     def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Generator[Step]:
         """As `generate`, yielding each round of the loop when it is done.
@@ -256,9 +255,7 @@ class Swift:
         **model_kwargs: Any,
     ) -> Request:
         if model is not self.model:
-            raise ConfigError(
-                "this Swift was made for another model object; make one with Swift(model)"
-            )
+            raise ConfigError("this Swift is for another model object; make one with Swift(model)")
         check_ready(model, self.sublayers.path)
         return Request.checked(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
@@ -267,7 +264,8 @@ class Swift:
     def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
         drafter, adapter = self._experience.drafting(do_sample=bool(request.options.do_sample))
-        trace = self._trace = self._experience.new_trace(state.length)
+        clock, trace = self._experience.clock, self._experience.new_trace(state.length)
+        self._trace = trace
         rounds = decode(
             self._experience.target(adapter),
             drafter,
@@ -277,12 +275,13 @@ class Swift:
             tolerance=self._experience.tolerance,
             prefill_chunk=request.options.prefill_chunk_size,
             adapter=adapter,
+            clock=clock,
         )
         try:
             while True:
-                begin = perf_counter()
+                begin = clock()
                 step = next(rounds, None)
-                trace.seconds += perf_counter() - begin
+                trace.seconds += clock() - begin
                 if step is None:
                     break
                 trace.steps.append(step)

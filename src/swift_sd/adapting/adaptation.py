@@ -52,6 +52,7 @@ class Adaptation:
         reading: gives what reads prompts as the target does, as quickly as can be.
         eager: whether to score a candidate in every round until nothing more is to be found.
         bits: of the weights that drafts read.
+        clock: tells the seconds that the search takes.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class Adaptation:
         *,
         eager: bool = False,
         bits: int = 16,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self._sublayers = sublayers
+        self._sublayers, self._reading, self._clock = sublayers, reading, clock
         self._pace, self._max_draft, self._forget = pace, max_draft, forget
-        self._reading = reading
         self._eager, self._bits = eager, bits
         self.at_once = 1 if eager else AT_ONCE  # plain rounds for one attempt to improve
         self._allowance = Allowance(pace, eager=eager)
@@ -125,12 +126,12 @@ class Adaptation:
             return
         if not (tokens := self._window(state)):
             return
-        begin, told = perf_counter(), self.told
+        begin, told = self._clock(), self.told
         if is_doubtful:
             self._doubt(met, state, tokens, view)
         else:
             self._search(met.kind, state, tokens, view)
-        seconds = perf_counter() - begin
+        seconds = self._clock() - begin
         self._allowance.spend(seconds, scored=self.told > told, doubted=not may)
 
     def _window(self, state: DecodingState) -> int:
@@ -242,7 +243,7 @@ class Adaptation:
         if kind.influence is None:
             kind.influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
         if self._costs is None:
-            self._costs = draft_costs(view, state, self._pace)
+            self._costs = draft_costs(view, state, self._pace, self._clock)
         costs = self._costs
 
         def verify(rows: int) -> float:

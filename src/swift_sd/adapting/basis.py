@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from time import perf_counter
 
 from torch import nn
@@ -39,7 +40,12 @@ def measured_influence(
     return shares if all(map(math.isfinite, shares)) else (1.0,) * len(shares)
 
 
-def draft_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
+def draft_costs(
+    view: AnyDraft,
+    state: DecodingState,
+    pace: Pace,
+    clock: Callable[[], float] = perf_counter,
+) -> Costs:
     """What sublayers cost a draft step: by what a step loses that leaves all of a kind out.
 
     Layers are taken to be alike: each stands for all of its kind.
@@ -53,10 +59,10 @@ def draft_costs(view: AnyDraft, state: DecodingState, pace: Pace) -> Costs:
 
     def seconds(layer_set: LayerSet) -> float:
         view.use(layer_set)
-        begin = perf_counter()
+        begin = clock()
         view.forward(one, state.cache).flatten()[:1].tolist()  # waits for the device
         state.cache.rollback()
-        return perf_counter() - begin
+        return clock() - begin
 
     with state.cache.rewound(1):
         try:  # in turn, so that a slow moment meets all of them

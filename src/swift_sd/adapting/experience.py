@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,6 +57,7 @@ class Experience:
         config: how to draft.
         profile: what to start from; see `Keeper`.
         tokenizer: tells drafts which tokens are frequent, if there is one.
+        clock: tells the seconds by which everything is measured.
 
     Raises:
         ProfileError: the profile is damaged, or for another model.
@@ -68,7 +71,9 @@ class Experience:
         config: SwiftConfig,
         profile: Profile | str | Path | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
+        self.clock = clock
         self._model = model
         self._sublayers = sublayers
         self._config = config
@@ -170,7 +175,9 @@ class Experience:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
             widths = alternatives if reads_trees else PaperGrowth.CHAIN
             by_rule = PaperGrowth(self._config.early_stop, widths)
-            drafter = LayerSkipDrafter(view, by_rule, shortlist=self.draft_weights.shortlist)
+            drafter = LayerSkipDrafter(
+                view, by_rule, shortlist=self.draft_weights.shortlist, clock=self.clock
+            )
             return drafter, adapter
         growth = CostGrowth(self.calibrations, self.pace, reads_trees)
         recall = self._recall(growth)
@@ -179,13 +186,13 @@ class Experience:
             drafters.append(Governed(recall, self.recall_ledger, recall.promise, foresees=True))
         if MODEL in self._config.drafters:
             ahead = recall if self._config.cascade else None
-            own = LayerSkipDrafter(view, growth, ahead, self.draft_weights.shortlist)
+            own = LayerSkipDrafter(view, growth, ahead, self.draft_weights.shortlist, self.clock)
             drafters.append(
                 Governed(
                     own, self.ledger, lambda state, budget: supposed(self.pace), foresees=False
                 )
             )
-        return Governor(drafters, self.pace, self.purse), adapter
+        return Governor(drafters, self.pace, self.purse, self.clock), adapter
 
     def _recall(self, growth: CostGrowth) -> RecallDrafter | None:
         names = self._config.drafters
@@ -220,7 +227,7 @@ class Experience:
         view = None
         if MODEL in self._config.drafters:
             view = self.draft_weights.view(self._start)
-        return measured_prior(self._model, self.target(), view)
+        return measured_prior(self._model, self.target(), view, self.clock)
 
     def _forget(self) -> None:
         for source in (OWN, AGREED):
@@ -241,6 +248,7 @@ class Experience:
             self._exact.reading_model,
             eager=config.eager_search,
             bits=self.draft_weights.bits,
+            clock=self.clock,
         )
         self._keeper.teach(adaptation)
         return adaptation

@@ -164,10 +164,17 @@ class Governor:
         drafters: in the order in which they try.
         pace: what rounds cost.
         purse: what finding out may cost.
+        clock: tells the seconds that asking and learning take.
     """
 
-    def __init__(self, drafters: Sequence[Governed], pace: Pace, purse: Purse) -> None:
-        self._all, self._pace, self._purse = drafters, pace, purse
+    def __init__(
+        self,
+        drafters: Sequence[Governed],
+        pace: Pace,
+        purse: Purse,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._all, self._pace, self._purse, self._clock = drafters, pace, purse, clock
         self._chosen: Governed | None = None
         self._promise = 0.0  # of the one chosen
         self._asking = 0.0  # seconds, in this round; 0 where nobody was asked
@@ -183,10 +190,10 @@ class Governor:
         """What the chosen drafter proposes; nothing in a plain round."""
         if self._is_plain_due or not (self._pays or self._purse.may_ask):
             return NOTHING
-        begin = perf_counter()
+        begin = self._clock()
         promises = [one.promise(state, budget) for one in self._all]
         choice = self._choice(promises)
-        self._asking = perf_counter() - begin
+        self._asking = self._clock() - begin
         if choice is None:
             return NOTHING
         self._chosen, self._promise = self._all[choice], promises[choice]
@@ -194,7 +201,7 @@ class Governor:
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""
-        begin = perf_counter()
+        begin = self._clock()
         pace, chosen = self._pace, self._chosen
         behind = pace.since_draft
         pace.since_draft = behind + 1 if chosen is None else 0
@@ -208,13 +215,13 @@ class Governor:
         for one in self._all if self._asking else ():
             if one is chosen or one.foresees:
                 one.drafter.learn(tree, path, step, logits)
-        learning = perf_counter() - begin
+        learning = self._clock() - begin
         if chosen is not None:
             chosen.ledger.record(step, self._promise, learning + self._unpaid)
         self._account(step, learning)
         # The loop asks nobody where there is no room for a draft.
         self._chosen, self._asking = None, 0.0
-        self._unpaid = perf_counter() - begin - learning if chosen is not None else 0.0
+        self._unpaid = self._clock() - begin - learning if chosen is not None else 0.0
 
     def _account(self, step: Step, learning: float) -> None:
         if not (plain := self._pace.step):

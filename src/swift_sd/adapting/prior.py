@@ -20,7 +20,12 @@ DRAFTED = (1, 4)
 REPEATS = 2  # the quicker one counts
 
 
-def measured_prior(model: PreTrainedModel, target: Target, view: AnyDraft | None) -> Prior:
+def measured_prior(
+    model: PreTrainedModel,
+    target: Target,
+    view: AnyDraft | None,
+    clock: Callable[[], float] = perf_counter,
+) -> Prior:
     """Time forwards of the target and of the draft over several numbers of rows.
 
     Args:
@@ -37,10 +42,10 @@ def measured_prior(model: PreTrainedModel, target: Target, view: AnyDraft | None
             target.verify(tokens[:, PREFIX : PREFIX + 1], cache)
             target.wait()
             cache.rollback()
-            begin = perf_counter()
+            begin = clock()
             forward(tokens[:, PREFIX : PREFIX + rows])
             target.wait()
-            taken.append(perf_counter() - begin)
+            taken.append(clock() - begin)
             cache.rollback()
         return min(taken)
 

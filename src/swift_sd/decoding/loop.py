@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from time import perf_counter
 
 import torch
@@ -14,6 +14,8 @@ from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.decoding.verification import Verification
 from swift_sd.model.target import Target
+
+Clock = Callable[[], float]
 
 
 @torch.no_grad()
@@ -27,6 +29,7 @@ def decode(
     tolerance: float = 0.0,
     prefill_chunk: int | None = None,
     adapter: Adapter | None = None,
+    clock: Clock = perf_counter,
 ) -> Generator[Step]:
     """Yield the response step by step; its tokens follow the target's distribution exactly.
 
@@ -41,35 +44,43 @@ def decode(
         tolerance: see `Verification`.
         prefill_chunk: prompt tokens to read in one forward; None for all.
         adapter: improves the drafter between rounds.
+        clock: tells the seconds that the parts of a step take.
     """
     try:
-        yield _adapted(adapter, state, _prefill(target, state, unread, prefill_chunk))
+        yield _adapted(adapter, state, _prefill(target, state, unread, prefill_chunk, clock), clock)
         while not state.finished:
-            step = _round(target, drafter, state, max_draft_tokens, tolerance)
-            yield _adapted(adapter, state, step)
+            step = _round(target, drafter, state, max_draft_tokens, tolerance, clock)
+            yield _adapted(adapter, state, step, clock)
     finally:
         state.cache.rollback()
 
 
-def _prefill(target: Target, state: DecodingState, unread: Tensor, chunk: int | None) -> Step:
-    begin = perf_counter()
+def _prefill(
+    target: Target, state: DecodingState, unread: Tensor, chunk: int | None, clock: Clock
+) -> Step:
+    begin = clock()
     logits = target.prefill(unread, state.cache, chunk)  # [1, vocabulary]
     target.wait()
-    read = perf_counter()
+    read = clock()
     token = state.choose(logits)
     state.append(token)
-    return Step((token,), prefill=read - begin, accept=perf_counter() - read)
+    return Step((token,), prefill=read - begin, accept=clock() - read)
 
 
 def _round(
-    target: Target, drafter: Drafter | None, state: DecodingState, limit: int, tolerance: float
+    target: Target,
+    drafter: Drafter | None,
+    state: DecodingState,
+    limit: int,
+    tolerance: float,
+    clock: Clock,
 ) -> Step:
-    begin = perf_counter()
+    begin = clock()
     budget = min(limit, state.room_for_draft())
     tree = drafter.propose(state, budget) if drafter and budget > 0 else NOTHING
-    drafted = perf_counter()
-    verification = Verification(target, state, tree, tolerance)
-    verified = perf_counter()
+    drafted = clock()
+    verification = Verification(target, state, tree, tolerance, clock)
+    verified = clock()
 
     tokens: list[int] = []
     before = state.length
@@ -95,17 +106,17 @@ def _round(
         draft=drafted - begin,
         verify=verified - drafted,
         again=again,
-        accept=perf_counter() - verified - again,
+        accept=clock() - verified - again,
     )
     if drafter:
         drafter.learn(tree, verification.path, step, verification.logits)
     return step
 
 
-def _adapted(adapter: Adapter | None, state: DecodingState, step: Step) -> Step:
+def _adapted(adapter: Adapter | None, state: DecodingState, step: Step, clock: Clock) -> Step:
     if adapter is None or state.finished:
         return step
-    begin = perf_counter()
+    begin = clock()
     adapter.adapt(state, step)
-    step.adapt = perf_counter() - begin
+    step.adapt = clock() - begin
     return step

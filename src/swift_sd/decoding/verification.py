@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 
 import torch
@@ -25,6 +25,7 @@ class Verification:
     Args:
         tolerance: how close they must be for it, in units of the rounding of their logits; 0 never
             computes a row again.
+        clock: tells the seconds that this takes.
 
     Attributes:
         path: the rows that were asked for, each the right continuation of the one before.
@@ -33,11 +34,17 @@ class Verification:
     """
 
     def __init__(
-        self, target: Target, state: DecodingState, tree: DraftTree, tolerance: float
+        self,
+        target: Target,
+        state: DecodingState,
+        tree: DraftTree,
+        tolerance: float,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._target = target
         self._state = state
         self._tree = tree
+        self._clock = clock
         self._start = state.cache.committed
         rows = state.last_token_and(tree.tokens)  # [1, 1 + nodes]
         ancestry = None if tree.is_chain else tree.ancestry
@@ -117,12 +124,12 @@ class Verification:
         Its keys and values are written anew, behind those of the path before it. A row keeps or
         lowers its place when a path is committed, so that rows further down are not overwritten.
         """
-        begin = perf_counter()
+        begin = self._clock()
         place = len(self.path) - 1
         self.commit(place)
         logits = self._target.verify(self._state.last_token, self._state.cache)
         self._positions[place] = self._start + place
         self._target.wait()
         self.decided_again += 1
-        self.seconds_again += perf_counter() - begin
+        self.seconds_again += self._clock() - begin
         return logits[:, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import torch
@@ -31,6 +31,7 @@ class LayerSkipDrafter:
         growth: how deep and how wide to go.
         recall: foresees tokens at no cost; it must have been asked for its promise in this round.
         shortlist: the tokens that `view` chooses among, if not all; told of the text.
+        clock: tells the seconds that its forwards take.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class LayerSkipDrafter:
         growth: Growth,
         recall: RecallDrafter | None = None,
         shortlist: Shortlist | None = None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.view = view
         self.growth = growth
+        self._clock = clock
         self._recall, self._shortlist = recall, shortlist
         self._listed = 0  # tokens of the text that the shortlist knows of
         self._forwards: list[Forward] = []
@@ -56,9 +59,9 @@ class LayerSkipDrafter:
         self._forwards = []
         goes_on = True
         while goes_on:
-            begin = perf_counter()
+            begin = self._clock()
             goes_on = self._read(state, draft, ahead, budget)
-            self._forwards.append((1 + len(ahead), perf_counter() - begin))
+            self._forwards.append((1 + len(ahead), self._clock() - begin))
             goes_on = goes_on and self.growth.goes_on(draft.confidences, draft.sources)
             ahead = []
         state.cache.rollback()
