@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from swift_sd.adapting.governor import Governor, Purse
+from swift_sd.adapting.governor import Governor
+from swift_sd.adapting.ledger import Purse
 from swift_sd.bench.journal import Journal
 from swift_sd.bench.method import Answer, Method, Outcome, Subject
 from swift_sd.bench.questions import Question, digest

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from swift_sd import Swift, SwiftConfig
-from swift_sd.adapting.governor import Governor, Purse
+from swift_sd.adapting.governor import Governor
+from swift_sd.adapting.ledger import Purse
 from swift_sd.config import DRAFTERS
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.testing.families import tiny_model

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from swift_sd import LayerSet
-from swift_sd.adapting import adaptation as adapting
 from swift_sd.adapting.adaptation import AT_ONCE, LOOKED_AT, Adaptation
 from swift_sd.adapting.allowance import MOST, PROBE, Allowance
 from swift_sd.adapting.basis import seconds_to_measure
 from swift_sd.adapting.costs import Costs
-from swift_sd.adapting.governor import Purse
 from swift_sd.adapting.kinds import Kind, Met
+from swift_sd.adapting.ledger import Purse
 from swift_sd.adapting.objective import sublayer_bits
 from swift_sd.adapting.rate_search import RateSearch
 from swift_sd.decoding.trace import Step
@@ -36,7 +35,9 @@ class Stream:
     def __init__(self, monkeypatch, depth, harm, draw, won=1):
         self.pace, self.purse = Pace(torch.device("cpu"), PACE), Purse()
         sublayers = SimpleNamespace(depth=depth)
-        self.learned = Adaptation(sublayers, self.pace, 25, lambda: None, lambda: None)
+        self.learned = Adaptation(
+            sublayers, self.pace, 25, lambda: None, lambda: None, clock=lambda: self.now
+        )
         none = LayerSet.none(depth)
         self.kind, self.view = Kind(np.zeros(1)), SimpleNamespace(layer_set=none, use=self.use)
         self.met = Met(np.zeros(1), self.kind, 0.0, in_doubt=False)
@@ -46,7 +47,6 @@ class Stream:
         self.harm, self.draw, self.won, self.now = harm, draw, won, 0.0
         self.spent = {"trials": 0.0, "asking": 0.0, "searching": 0.0}
         self.time = 0.0
-        monkeypatch.setattr(adapting, "perf_counter", lambda: self.now)
         monkeypatch.setattr(self.learned, "_window", lambda state: TOKENS)
         monkeypatch.setattr(self.learned, "_started", self.started)
         monkeypatch.setattr(self.learned, "_matchness", self.matchness)
@@ -65,7 +65,7 @@ class Stream:
 
     def run(self, rounds):
         for number in range(rounds):
-            if self.purse.affords(TRIAL):
+            if self.purse.may_lose:
                 self.purse.lose(TRIAL)
                 self.spent["trials"] += TRIAL
             if self.purse.may_ask:

@@ -8,23 +8,11 @@ import pytest
 import torch
 
 from swift_sd.adapting import governor
-from swift_sd.adapting.governor import (
-    ASKING,
-    AT_ONCE,
-    CREDIT,
-    FORESIGHT,
-    PLAIN_EVERY,
-    SHARE,
-    TRUST,
-    WARM,
-    Governed,
-    Governor,
-    Ledger,
-    Purse,
-    supposed,
-)
+from swift_sd.adapting.governor import AT_ONCE, PLAIN_EVERY, WARM, Governed, Governor, supposed
+from swift_sd.adapting.ledger import ASKING, CREDIT, FORESIGHT, SHARE, TRUST, Ledger, Purse
 from swift_sd.decoding.draft_tree import DraftTree
 from swift_sd.decoding.trace import Step
+from swift_sd.drafting.curve import FRESH
 from swift_sd.drafting.pace import Pace, Prior
 
 COSTS = Prior({1: 1.0, 2: 1.1, 9: 1.8}, {1: 0.3})
@@ -42,7 +30,7 @@ class Simulated:
         self.name, self.round_of, self.promise = name, round_of, promise
         self.rounds = 0
 
-    def propose(self, state, budget):
+    def propose(self, state, budget, *, is_trial=False):
         self.rounds += 1
         return DraftTree.chain([1])
 
@@ -56,10 +44,14 @@ class Stream:
     Noise is in what is measured only, so that it neither helps nor hurts by itself.
     """
 
-    def __init__(self, *drafters, noise=0.0, seed=0, prior=COSTS, speed=lambda tokens: 1.0):
+    def __init__(
+        self, *drafters, noise=0.0, seed=0, prior=COSTS, speed=lambda tokens: 1.0, clock=None
+    ):
         self.pace, self.purse = Pace(torch.device("cpu"), prior), Purse()
         self.drafters, self.speed = drafters, speed
-        self.governor = Governor([self.governed(one) for one in drafters], self.pace, self.purse)
+        governed = [self.governed(one) for one in drafters]
+        # Asking takes no time unless a test says so.
+        self.governor = Governor(governed, self.pace, self.purse, clock or (lambda: 0.0))
         self.noise, self.draw = noise, random.Random(seed)
         self.tokens = self.seconds = self.plain_seconds = 0.0
         self.who = []
@@ -125,7 +117,7 @@ def test_what_never_pays_costs_little(loss, prior, speed):
 def test_noise_does_not_make_it_dearer(loss, seed):
     stream = Stream(never_right(loss), noise=0.3, seed=seed)
     assert stream.run(256).slowdown < 1.03
-    assert stream.run(2500).slowdown < 1.01
+    assert stream.run(2500).slowdown < 1.012
 
 
 @pytest.mark.parametrize("promise", [1.1, 1.5, 3.0])
@@ -206,9 +198,10 @@ def test_each_place_goes_to_whoever_promises_most_for_it():
     assert stream.slowdown < 0.53  # 0.5 if all were known: half the tokens at 0.3, half at 0.7
 
 
-def test_what_foresees_nothing_is_not_tried():
-    stream = Stream(Simulated("free", lambda place, rounds: (1, 1.1), lambda place: 0.9)).run(300)
-    assert set(stream.who) == {"plain"}
+def test_what_foresees_nothing_is_only_tried_to_see_what_rows_cost():
+    stream = Stream(Simulated("free", lambda place, rounds: (1, 1.1), lambda place: 0.9))
+    stream.run(4 * FRESH)
+    assert stream.who.count("free") == 4
 
 
 def test_the_first_rounds_are_plain_so_that_it_is_known_what_that_costs():
@@ -217,39 +210,45 @@ def test_the_first_rounds_are_plain_so_that_it_is_known_what_that_costs():
         assert stream.who[: plain + 1] == ["plain"] * plain + ["dear"]
 
 
-def test_where_asking_is_dear_it_is_seldom_done(monkeypatch):
-    ticks, asked = itertools.count(), []
-    monkeypatch.setattr(governor, "perf_counter", lambda: 0.1 * next(ticks))
+def ticking(seconds):
+    """A clock that moves on whenever it is looked at."""
+    ticks = itertools.count()
+    return lambda: seconds * next(ticks)
+
+
+def test_where_asking_is_dear_it_is_seldom_done():
+    asked = []
 
     def promise(place):
         asked.append(place)
         return 0.9
 
-    Stream(Simulated("free", lambda place, rounds: (1, 1.1), promise)).run(3000)
+    free = Simulated("free", lambda place, rounds: (1, 1.1), promise)
+    stream = Stream(free, clock=ticking(0.1)).run(3000)
     cost = 0.2  # of asking and of learning from the round, which is itself time that goes by
-    assert 0.8 * ASKING * 3000 <= cost * len(asked) <= ASKING * 1.1 * 3000 + cost
+    in_vain = len(asked) - stream.who.count("free")  # in trials it is a part of what they cost
+    assert 0.8 * ASKING * 3000 <= cost * in_vain <= ASKING * 1.1 * 3000 + cost
     assert asked[-1] > 2900
 
 
-def test_what_pays_is_asked_each_time_however_dear(monkeypatch):
-    ticks = itertools.count()
-    monkeypatch.setattr(governor, "perf_counter", lambda: 0.1 * next(ticks))
-    stream = Stream(Simulated("free", lambda place, rounds: (4, 2.0), lambda place: 2.0)).run(800)
+def test_what_pays_is_asked_each_time_however_dear():
+    free = Simulated("free", lambda place, rounds: (4, 2.0), lambda place: 2.0)
+    stream = Stream(free, clock=ticking(0.1)).run(800)
     stream.purse.ask(100)
     stream.run(8000)
     assert stream.who.count("plain") < 0.1 * len(stream.who)
 
 
-def test_what_pays_now_and_then_is_asked_all_the_time_though_it_is_dear(monkeypatch):
+def test_what_pays_now_and_then_is_asked_all_the_time_though_it_is_dear():
     """A fifth of the places can be copied, five tokens of them; asking takes a tenth of a step."""
-    ticks, asked = itertools.count(), []
-    monkeypatch.setattr(governor, "perf_counter", lambda: 0.05 * next(ticks))
+    asked = []
 
     def promise(place):
         asked.append(place)
         return 4.0 if place % 10 == 0 else 0.0
 
-    stream = Stream(Simulated("free", lambda place, rounds: (5, 1.2), promise)).run(3000)
+    free = Simulated("free", lambda place, rounds: (5, 1.2), promise)
+    stream = Stream(free, clock=ticking(0.05)).run(3000)
     assert len(asked) > 0.95 * len(stream.who)
     assert stream.who.count("free") > 0.9 * 3000 / 10
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from swift_sd import LayerSet, Swift, SwiftConfig
-from swift_sd.adapting.governor import Governor, Purse
+from swift_sd.adapting.governor import Governor
+from swift_sd.adapting.ledger import Purse
 from swift_sd.model import draft_weights, quantised_linear
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.draft_weights import DraftWeights

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.fingerprint import model_fingerprint
-from swift_sd.adapting.governor import FORESIGHT, TRUST, Governed, Governor, Ledger, Purse, supposed
+from swift_sd.adapting.governor import Governed, Governor, supposed
 from swift_sd.adapting.keeper import AUTO, Keeper
+from swift_sd.adapting.ledger import FORESIGHT, TRUST, Ledger, Purse
 from swift_sd.adapting.paper_adaptation import PaperAdaptation
 from swift_sd.adapting.paper_search import PaperSearch
 from swift_sd.adapting.prior import measured_prior
@@ -189,7 +190,11 @@ class Experience:
             own = LayerSkipDrafter(view, growth, ahead, self.draft_weights.shortlist, self.clock)
             drafters.append(
                 Governed(
-                    own, self.ledger, lambda state, budget: supposed(self.pace), foresees=False
+                    own,
+                    self.ledger,
+                    lambda state, budget: supposed(self.pace),
+                    foresees=False,
+                    forget=self._forget_acceptance,
                 )
             )
         return Governor(drafters, self.pace, self.purse, self.clock), adapter
@@ -229,9 +234,12 @@ class Experience:
             view = self.draft_weights.view(self._start)
         return measured_prior(self._model, self.target(), view, self.clock)
 
-    def _forget(self) -> None:
+    def _forget_acceptance(self) -> None:
         for source in (OWN, AGREED):
             self.calibrations[source].forget()
+
+    def _forget(self) -> None:
+        self._forget_acceptance()
         self.ledger.forget()
 
     def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:

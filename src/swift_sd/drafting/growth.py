@@ -16,6 +16,9 @@ CANDIDATES = 8  # alternatives looked at for one place
 FIRST_GUESS = 0.5  # below this chance a draft whose cost is not known yet goes no further
 AHEAD = 1.1  # times the speed of drafting token by token that reading ahead must promise
 LEAST = 0.01  # chance below which nothing is ever worth verifying
+# A trial finds out what drafts cost and gain, whatever is believed: a chain of at most so many
+# tokens, as long as it is as likely as that by the drafter's own word.
+TRIED, TRIED_REACH = 4, 0.3
 
 Widths = Sequence[tuple[float, int]]  # above a confidence so many candidates
 Forward = tuple[int, float]  # of a draft: its rows and the seconds it took
@@ -34,11 +37,17 @@ class Growth(Protocol):
         """Candidates to collect for a place whose likeliest token has `confidence`; 1 or more."""
         ...
 
-    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
-        """Whether to draft another token behind a chain of such nodes (one at least)."""
+    def goes_on(
+        self, confidences: Sequence[float], sources: Sequence[str], *, is_trial: bool = False
+    ) -> bool:
+        """Whether to draft another token after a chain of such nodes (one at least).
+
+        Args:
+            is_trial: whether this is done to find out what drafts cost and gain.
+        """
         ...
 
-    def pruned(self, tree: DraftTree) -> DraftTree:
+    def pruned(self, tree: DraftTree, *, is_trial: bool = False) -> DraftTree:
         """What of `tree` is worth verifying."""
         ...
 
@@ -71,11 +80,13 @@ class PaperGrowth:
         """See `Growth`."""
         return next((n for above, n in self._widths if confidence > above), self._widths[-1][1])
 
-    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
+    def goes_on(
+        self, confidences: Sequence[float], sources: Sequence[str], *, is_trial: bool = False
+    ) -> bool:
         """See `Growth`."""
         return confidences[-1] >= self._early_stop
 
-    def pruned(self, tree: DraftTree) -> DraftTree:
+    def pruned(self, tree: DraftTree, *, is_trial: bool = False) -> DraftTree:
         """See `Growth`."""
         return tree
 
@@ -108,8 +119,12 @@ class CostGrowth:
         """See `Growth`."""
         return self.widest
 
-    def goes_on(self, confidences: Sequence[float], sources: Sequence[str]) -> bool:
+    def goes_on(
+        self, confidences: Sequence[float], sources: Sequence[str], *, is_trial: bool = False
+    ) -> bool:
         """See `Growth`. The next token is expected to be as likely as this one was."""
+        if is_trial:
+            return len(confidences) < TRIED and math.prod(confidences) > TRIED_REACH
         chances = [
             self.calibrations[source].chance(confidence)
             for confidence, source in zip(confidences, sources, strict=True)
@@ -121,11 +136,12 @@ class CostGrowth:
         row = self._extra(depth + 1) - self._extra(depth)
         return reach * chances[-1] > self._rate * (step + row)
 
-    def pruned(self, tree: DraftTree) -> DraftTree:
+    def pruned(self, tree: DraftTree, *, is_trial: bool = False) -> DraftTree:
         """See `Growth`. The likeliest nodes, which a parent always precedes."""
         rate = self._rate
-        if self._pace.verify(1) is None:
-            return tree.kept([row - 1 for row in tree.main_chain])
+        if is_trial or self._pace.verify(1) is None:
+            chain = tree.main_chain[:TRIED] if is_trial else tree.main_chain
+            return tree.kept([row - 1 for row in chain])
         reaches = self.reaches(tree)
         order = sorted(range(len(tree)), key=lambda node: -reaches[node])[:MAX_NODES]
         best, gain, count = 0.0, 0.0, 0

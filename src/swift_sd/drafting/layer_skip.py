@@ -50,8 +50,8 @@ class LayerSkipDrafter:
         self._forwards: list[Forward] = []
         self.name = OWN
 
-    def propose(self, state: DecodingState, budget: int) -> DraftTree:
-        """A chain of up to `budget` tokens behind `state`, with siblings."""
+    def propose(self, state: DecodingState, budget: int, *, is_trial: bool = False) -> DraftTree:
+        """A chain of up to `budget` tokens after `state`, with siblings; on trials see `Growth`."""
         self._list(state)
         draft = _Draft()
         ahead = self._recall.start() if self._recall else []
@@ -62,13 +62,15 @@ class LayerSkipDrafter:
             begin = self._clock()
             goes_on = self._read(state, draft, ahead, budget)
             self._forwards.append((1 + len(ahead), self._clock() - begin))
-            goes_on = goes_on and self.growth.goes_on(draft.confidences, draft.sources)
+            goes_on = goes_on and self.growth.goes_on(
+                draft.confidences, draft.sources, is_trial=is_trial
+            )
             ahead = []
         state.cache.rollback()
         tree = draft.tree()
         if self._recall and len(tree):
             tree = self._recall.extended(state, tree, budget)
-        return self.growth.pruned(tree)
+        return self.growth.pruned(tree, is_trial=is_trial)
 
     def learn(self, tree: DraftTree, path: Sequence[int], step: Step, logits: Tensor) -> None:
         """See `Drafter.learn`."""

@@ -56,8 +56,10 @@ class RecallDrafter:
         self._offer = self._growth.pruned(self._foreseen)
         return self._growth.promise(self._offer)
 
-    def propose(self, state: DecodingState, budget: int) -> DraftTree:
-        """See `Drafter.propose`; to be asked for its `promise` before."""
+    def propose(self, state: DecodingState, budget: int, *, is_trial: bool = False) -> DraftTree:
+        """See `Drafter.propose` and, on trials, `Growth`; to be asked for its `promise` before."""
+        if is_trial:
+            self._offer = self._growth.pruned(self._foreseen, is_trial=True)
         return self._offer
 
     def start(self) -> list[int]:
