@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from torch import Tensor
@@ -17,7 +17,10 @@ from swift_sd.model.view import spread_tokens
 PREFIX = 8  # tokens in the cache
 VERIFIED = (1, 2, 4, 8)  # rows
 DRAFTED = (1, 4)
-REPEATS = 2  # the quicker one counts
+# Turns, in each of which every forward is timed once. More than the least are taken while the two
+# quickest times of a forward differ by more than so much; after the most, it counts as unknown.
+LEAST, MOST = 3, 8
+SPREAD = 0.2
 
 
 def measured_prior(
@@ -28,30 +31,51 @@ def measured_prior(
 ) -> Prior:
     """Time forwards of the target and of the draft over several numbers of rows.
 
+    All are timed in turn, so that a plain step comes between any two of them and a load that comes
+    and goes meets all alike. The quickest time of each counts, if another one was nearly as quick.
+
     Args:
         view: the draft; None if nothing is drafted with the model.
+        clock: tells the seconds.
     """
     cache = KVCache(attention_windows(model.config))
     tokens = spread_tokens(model, PREFIX + max(VERIFIED))
     target.prefill(tokens[:, :PREFIX], cache)
+    verify: dict[int, list[float]] = {rows: [] for rows in VERIFIED}
+    draft: dict[int, list[float]] = {rows: [] for rows in DRAFTED if view is not None}
 
-    def seconds(forward: Callable[[Tensor], object], rows: int) -> float:
-        taken = []
-        for _ in range(REPEATS):
+    def seconds(forward: Callable[[Tensor, KVCache], object], rows: int) -> float:
+        begin = clock()
+        forward(tokens[:, PREFIX : PREFIX + rows], cache)
+        target.wait()
+        taken = clock() - begin
+        cache.rollback()
+        return taken
+
+    def turn() -> None:
+        for rows, times in verify.items():
+            times.append(seconds(target.verify, rows))
+        for rows, times in draft.items():
+            assert view is not None
             # As at work, where the target's weights have passed through the caches meanwhile.
-            target.verify(tokens[:, PREFIX : PREFIX + 1], cache)
-            target.wait()
-            cache.rollback()
-            begin = clock()
-            forward(tokens[:, PREFIX : PREFIX + rows])
-            target.wait()
-            taken.append(clock() - begin)
-            cache.rollback()
-        return min(taken)
+            seconds(target.verify, 1)
+            times.append(seconds(view.forward, rows))
 
-    verify = {n: seconds(lambda rows: target.verify(rows, cache), n) for n in VERIFIED}
-    if view is None:
-        return Prior(verify)
-    draft = view.forward
-    seconds(lambda rows: draft(rows, cache), 1)
-    return Prior(verify, {n: seconds(lambda rows: draft(rows, cache), n) for n in DRAFTED})
+    turn()  # the first forwards of all make ready what the others use
+    for times in (*verify.values(), *draft.values()):
+        times.clear()
+    for count in range(1, MOST + 1):
+        turn()
+        if count >= LEAST and all(map(_is_steady, (*verify.values(), *draft.values()))):
+            break
+    return Prior(_steady(verify), _steady(draft))
+
+
+def _is_steady(times: list[float]) -> bool:
+    quickest, second = sorted(times)[:2]
+    return second <= (1 + SPREAD) * quickest
+
+
+def _steady(times: Mapping[int, list[float]]) -> dict[int, float]:
+    """The quickest times; without those that were disturbed in all turns but one."""
+    return {rows: min(each) for rows, each in times.items() if _is_steady(each)}

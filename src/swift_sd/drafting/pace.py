@@ -52,8 +52,9 @@ class Pace:
     """
 
     def __init__(self, device: torch.device, prior: Prior | None = None) -> None:
-        prior, flat = prior or Prior(), FLAT_ROWS.get(device.type, 1)
-        plain = prior.verify.get(1, math.inf)  # without it nothing can be scaled
+        if prior is None or 1 not in prior.verify:  # nothing can be scaled
+            prior = Prior()
+        flat, plain = FLAT_ROWS.get(device.type, 1), prior.verify.get(1, 1.0)
         several = {rows: seconds for rows, seconds in prior.verify.items() if rows > 1}
         self._verify, self._draft = (
             Curve(flat, memory, {rows: seconds / plain for rows, seconds in part.items()}, keep)
