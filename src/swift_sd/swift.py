@@ -278,14 +278,16 @@ class Swift:
             clock=clock,
         )
         try:
-            while True:
-                begin = clock()
-                step = next(rounds, None)
-                trace.seconds += clock() - begin
-                if step is None:
-                    break
-                trace.steps.append(step)
-                yield step
+            with self._experience.spins.watching() as look:
+                while True:
+                    begin = clock()
+                    step = next(rounds, None)
+                    look()
+                    trace.seconds += clock() - begin
+                    if step is None:
+                        break
+                    trace.steps.append(step)
+                    yield step
         finally:
             rounds.close()
             trace.layer_set = adapter.layer_set if adapter is not None else self.layer_set

@@ -1,16 +1,14 @@
 """Costs measured beforehand are ratios of quick moments, whatever load comes and goes."""
 
-import itertools
-
 import pytest
 import torch
 
-from swift_sd.adapting.prior import DRAFTED, MOST, VERIFIED, measured_prior
+from swift_sd.adapting.prior import DRAFTED, LEAST, MOST, VERIFIED, measured_prior
 from swift_sd.drafting.pace import Pace, Prior
 from swift_sd.testing.families import tiny_model
 
-PLAIN, ROW, DRAFT = 1.0, 0.1, 0.3
-DRAFT_ROW = 0.05
+PLAIN, ROW, DRAFT = 0.01, 0.001, 0.003
+DRAFT_ROW = 0.0005
 
 
 class Scripted:
@@ -42,7 +40,8 @@ class Scripted:
 def measure(load, drafts=True):
     scripted = Scripted(load)
     view = scripted if drafts else None
-    return measured_prior(tiny_model("llama"), scripted, view, scripted.clock), scripted
+    prior = measured_prior(tiny_model("llama"), scripted, view, scripted.clock)
+    return prior, scripted
 
 
 LOADS = {
@@ -59,18 +58,19 @@ def test_ratios_to_a_plain_step_are_true_under_any_load(load):
     prior, _ = measure(LOADS[load])
     plain = prior.verify[1]
     for rows in VERIFIED:
-        assert prior.verify[rows] / plain == pytest.approx(PLAIN + ROW * (rows - 1))
+        assert prior.verify[rows] / plain == pytest.approx(1 + ROW / PLAIN * (rows - 1))
     for rows in DRAFTED:
-        assert prior.draft[rows] / plain == pytest.approx(DRAFT + DRAFT_ROW * (rows - 1))
+        assert prior.draft[rows] / plain == pytest.approx((DRAFT + DRAFT_ROW * (rows - 1)) / PLAIN)
 
 
 def test_a_quiet_machine_is_measured_in_few_forwards_and_a_busy_one_not_for_ever():
     in_a_turn = len(VERIFIED) + 2 * len(DRAFTED)
     _, quiet = measure(LOADS["none"])
-    assert quiet.forwards == (1 + 3) * in_a_turn
-    growing = itertools.count(1)
-    _, busy = measure(lambda n: 2.0 ** next(growing))
+    assert quiet.forwards == (1 + LEAST) * in_a_turn
+    _, busy = measure(lambda n: 1.0 + n % 7 * n / 100)
     assert busy.forwards == (1 + MOST) * in_a_turn
+    _, standing = measure(lambda n: 100.0 + n)
+    assert standing.forwards == (1 + LEAST) * in_a_turn
 
 
 def test_what_was_disturbed_in_all_turns_counts_as_unknown():
@@ -94,4 +94,4 @@ def test_without_a_plain_step_nothing_is_believed():
 def test_without_drafts_of_the_model_only_the_target_is_measured():
     prior, scripted = measure(LOADS["none"], drafts=False)
     assert (set(prior.verify), dict(prior.draft)) == ({*VERIFIED}, {})
-    assert scripted.forwards == (1 + 3) * len(VERIFIED)
+    assert scripted.forwards == (1 + LEAST) * len(VERIFIED)

@@ -38,6 +38,7 @@ from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
 from swift_sd.model.tree_mask import TreeMask
+from swift_sd.native.waiting import SpinControl, short_spins
 
 MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
@@ -74,7 +75,7 @@ class Experience:
         tokenizer: PreTrainedTokenizerBase | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.clock = clock
+        self.clock, self.spins = clock, SpinControl(clock)
         self._model = model
         self._sublayers = sublayers
         self._config = config
@@ -82,24 +83,25 @@ class Experience:
             config.layer_set.check_depth(sublayers.depth)
         start = LayerSet.unified if config.early_stop is not None else LayerSet.none
         self._start = config.layer_set or start(sublayers.depth)
-        # Forwards over a few tokens, once: so that no response has to wait for them.
-        self._reads_trees = self._can_read_trees()
-        drafts = config.max_draft_tokens > 0
-        self._keeper = self._made_keeper(profile)
-        self._exact = ExactTarget(
-            model, sublayers, config.exact, several_rows=drafts, compiled=config.compiled
-        )
-        bits = self._draft_bits()
-        self.draft_weights = DraftWeights(
-            model,
-            sublayers,
-            bits,
-            group=config.draft_group,
-            compiled=config.compiled,
-            has_short_head=config.short_head,
-            tokenizer=tokenizer,
-            kept=self._kept_copies(bits),
-        )
+        with short_spins():
+            # Forwards over a few tokens, once: so that no response has to wait for them.
+            self._reads_trees = self._can_read_trees()
+            drafts = config.max_draft_tokens > 0
+            self._keeper = self._made_keeper(profile)
+            self._exact = ExactTarget(
+                model, sublayers, config.exact, several_rows=drafts, compiled=config.compiled
+            )
+            bits = self._draft_bits()
+            self.draft_weights = DraftWeights(
+                model,
+                sublayers,
+                bits,
+                group=config.draft_group,
+                compiled=config.compiled,
+                has_short_head=config.short_head,
+                tokenizer=tokenizer,
+                kept=self._kept_copies(bits),
+            )
         self.calibrations = Calibrations()
         self.successors = Successors()
         self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
@@ -232,7 +234,8 @@ class Experience:
         view = None
         if MODEL in self._config.drafters:
             view = self.draft_weights.view(self._start)
-        return measured_prior(self._model, self.target(), view, self.clock)
+        with self.spins.watching() as look:
+            return measured_prior(self._model, self.target(), view, self.clock, look)
 
     def _forget_acceptance(self) -> None:
         for source in (OWN, AGREED):

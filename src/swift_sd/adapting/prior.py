@@ -21,6 +21,7 @@ DRAFTED = (1, 4)
 # quickest times of a forward differ by more than so much; after the most, it counts as unknown.
 LEAST, MOST = 3, 8
 SPREAD = 0.2
+LIMIT = 3.0  # seconds after which there is no further turn
 
 
 def measured_prior(
@@ -28,6 +29,7 @@ def measured_prior(
     target: Target,
     view: AnyDraft | None,
     clock: Callable[[], float] = perf_counter,
+    between: Callable[[], None] = lambda: None,
 ) -> Prior:
     """Time forwards of the target and of the draft over several numbers of rows.
 
@@ -37,6 +39,7 @@ def measured_prior(
     Args:
         view: the draft; None if nothing is drafted with the model.
         clock: tells the seconds.
+        between: called after each forward, untimed.
     """
     cache = KVCache(attention_windows(model.config))
     tokens = spread_tokens(model, PREFIX + max(VERIFIED))
@@ -50,6 +53,7 @@ def measured_prior(
         target.wait()
         taken = clock() - begin
         cache.rollback()
+        between()
         return taken
 
     def turn() -> None:
@@ -61,12 +65,15 @@ def measured_prior(
             seconds(target.verify, 1)
             times.append(seconds(view.forward, rows))
 
+    begin = clock()
     turn()  # the first forwards of all make ready what the others use
     for times in (*verify.values(), *draft.values()):
         times.clear()
     for count in range(1, MOST + 1):
         turn()
-        if count >= LEAST and all(map(_is_steady, (*verify.values(), *draft.values()))):
+        if count < LEAST:
+            continue
+        if clock() - begin > LIMIT or all(map(_is_steady, (*verify.values(), *draft.values()))):
             break
     return Prior(_steady(verify), _steady(draft))
 

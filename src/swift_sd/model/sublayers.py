@@ -28,6 +28,7 @@ from swift_sd.model.stubs import (
 )
 from swift_sd.model.support import check_ready, refuse_what_cannot_work, unsupported
 from swift_sd.model.view import View
+from swift_sd.native.waiting import short_spins
 
 CACHE_PARAMETERS = {*CACHE_NAMES, "past_key_value", "layer_past"}
 TOLERANCE = 1e-2  # relative; what is compared comes from the same operations on the same numbers
@@ -90,6 +91,7 @@ class Sublayers:
         return copies
 
 
+@short_spins()
 def find_sublayers(model: PreTrainedModel) -> Sublayers:
     """Find the sublayers of `model` and prove, by running it on three tokens, that all can go.
 
