@@ -112,7 +112,9 @@ class Always:
         pace = Pace(torch.device("cpu"), Prior({1: 1.0, 65: 1.05}, {1: 0.1, 65: 0.1}))
         growth = CostGrowth(Calibrations(), pace, True)
         self.recall = RecallDrafter(growth, successors, copies=copies)
-        self.drafter = LayerSkipDrafter(view, growth, self.recall) if view else self.recall
+        self.drafter = self.recall
+        if view is not None:
+            self.drafter = LayerSkipDrafter(view, growth, self.recall, clock=lambda: 0.0)
 
     @property
     def name(self):
