@@ -14,8 +14,13 @@ LENGTH, NEW = 8192, 24
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "head_dim": 16}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("arguments", [{"do_sample": False}, {"do_sample": True, "top_k": 4}])
+@pytest.mark.parametrize(
+    ("dtype", "arguments"),
+    [
+        (torch.float32, {"do_sample": False}),
+        (torch.bfloat16, {"do_sample": True, "top_k": 4}),
+    ],
+)
 def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch):
     # All take turns, whether it pays or not.
     turns = count()

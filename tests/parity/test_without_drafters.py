@@ -31,12 +31,18 @@ ARGUMENTS = {
         }.items()
     },
 }
+# Everybody with every way to choose; each choice of drafters without a warper and with one that
+# looks at the text.
+CASES = [
+    *((names, kind) for names in SOME for kind in ("greedy", "penalty")),
+    *((DRAFTERS, kind) for kind in ("sampled", "hot", "top-p", "min-p")),
+]
 SOURCES = {"copying": {"copying"}, "recycling": {"recycling"}, "model": {"layer_skip", "cascade"}}
 
 
-@pytest.mark.parametrize("names", SOME, ids="+".join)
-@pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
-def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
+@pytest.mark.parametrize(("names", "kind"), CASES)
+def test_nothing_changes_but_who_proposes(names, kind, monkeypatch):
+    arguments = ARGUMENTS[kind]
     # All take turns in every round, whether it pays or not: a penalty leaves little to copy.
     turns = count()
     monkeypatch.setattr(Governor, "_is_plain_due", False)
