@@ -124,7 +124,7 @@ def test_a_client_that_reads_nothing_is_left_and_its_connection_closed(narrow, s
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_left_is_not_answered(serving, endless, gate, monkeypatch, stream):
-    """The whole answer would be 300 tokens; it stops behind three until the client's end is seen."""
+    """The whole answer would be 300 tokens; behind three it stops until it is given up."""
     given_up, cancel = threading.Event(), Engine.cancel
 
     def noted(self, job):
