@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def clock(monkeypatch) -> Callable[[], float]:
     for draft in (DraftView, CompiledDraft):
         lasting(draft, "forward", of_draft)
     return lambda: now
+
+
+@pytest.fixture
+def clocked(monkeypatch, clock) -> None:
+    """Every `Swift` goes by `clock`, whoever makes it."""
+    monkeypatch.setattr(Swift, "__init__", partialmethod(Swift.__init__, clock=clock))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "
         (torch.bfloat16, {"do_sample": True, "top_k": 4}),
     ],
 )
-def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch):
+def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch, clock):
     # All take turns, whether it pays or not.
     turns = count()
     monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
@@ -32,7 +32,7 @@ def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch):
     prompt = torch.randint(3, 100, (1, LENGTH - 48), generator=noise)
     prompt = torch.cat([prompt, phrase, phrase[:, :16]], dim=1)
     given = {**arguments, "max_new_tokens": NEW, "eos_token_id": None}
-    swift = Swift(model)
+    swift = Swift(model, clock=clock)
     torch.manual_seed(1)
     found = swift.generate(prompt, **given)
     if dtype == torch.bfloat16 and not swift._experience._exact.is_exact:

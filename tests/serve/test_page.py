@@ -191,9 +191,10 @@ def test_escape_stops_an_answer(page, server, gate):
     assert page.complaints() == []
 
 
-def test_the_map_changes_as_the_search_moves(driver, serving, byte_model, bytes_tokenizer):
+def test_the_map_changes_as_the_search_moves(driver, serving, byte_model, bytes_tokenizer, clock):
     model, _ = planted_model(byte_model, extra_layers=6)
-    swift = Swift(model, bytes_tokenizer, SwiftConfig(eager_search=True, draft_bits=16))
+    config = SwiftConfig(eager_search=True, draft_bits=16)
+    swift = Swift(model, bytes_tokenizer, config, clock=clock)
     with serving({"tiny": swift}, Limits()) as server:
         page = Page(driver, server.url)
         page.wait(lambda: len(page.all("#map i")) == 2 * 10)
