@@ -30,8 +30,10 @@ def test_the_planted_sublayers_are_found_within_a_bounded_number_of_forwards(
 ):
     model, layers = planted
     swift = Swift(model, config=EAGER, clock=clock)
-    for seed in range(6):
+    for seed in range(20):
         assert same_as_alone(swift, prompt(16, seed))
+        if learner(swift).kinds.latest.search.is_finished:
+            break
     found = swift.layer_set
     assert len(found.attention & layers) + len(found.mlp & layers) >= 0.9 * 2 * len(layers)
     assert len(found.attention - layers) + len(found.mlp - layers) <= 1
