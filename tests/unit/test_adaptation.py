@@ -54,7 +54,7 @@ def test_a_first_look_that_took_longer_than_expected_is_paid_off_before_any_scor
         assert same_as_alone(swift, prompt(16, seed), new=80)
     learned = learner(swift)
     assert learned.kinds.latest.search is not None
-    assert learned._allowance._spent == 1e3 > allowance.MOST * learned._allowance._elapsed
+    assert learned._allowance._spent >= 1e3 > allowance.MOST * learned._allowance._elapsed
     assert learned.told == 0
 
 
