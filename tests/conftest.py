@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.cache_folder import cache_root
+from swift_sd.model import exact_linear
 from swift_sd.model.compiled_draft import CompiledDraft
 from swift_sd.model.draft_view import DraftView
 from swift_sd.model.target import Target
@@ -38,6 +39,24 @@ settings.load_profile("patient")
 def one_thread() -> None:
     """In case torch was imported before this file."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_trial() -> Iterator[None]:
+    """A tenth of the numbers that tell whether sums are exact in several rows.
+
+    Of matrices as small as these a trial takes a third of a second, which is what a `Swift` takes
+    in all. In float32 a thousandth of the numbers would do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_linear, "OUTPUTS", exact_linear.OUTPUTS // 10)
+        yield
+
+
+@pytest.fixture
+def whole_trial(monkeypatch) -> None:
+    """All of them: where bfloat16 has to be bitwise identical."""
+    monkeypatch.setattr(exact_linear, "OUTPUTS", 10 * exact_linear.OUTPUTS)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from swift_sd.adapting.governor import Governor
 from swift_sd.drafting.growth import CostGrowth
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 LENGTH, NEW = 8192, 24
 WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "head_dim": 16}
 

@@ -26,6 +26,8 @@ from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 TREE = DraftTree([11, 12, 13, 14, 15, 16, 17], [-1, 0, 1, -1, 0, 4, 3])
 
 

@@ -15,6 +15,8 @@ from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 192,
