@@ -114,7 +114,8 @@ class Always:
         self.recall = RecallDrafter(growth, successors, copies=copies)
         self.drafter = self.recall
         if view is not None:
-            self.drafter = LayerSkipDrafter(view, growth, self.recall, clock=lambda: 0.0)
+            clock = itertools.count(step=0.01).__next__
+            self.drafter = LayerSkipDrafter(view, growth, self.recall, clock=clock)
 
     @property
     def name(self):

@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-import torch
 
 from swift_sd import Swift, SwiftConfig
 
@@ -25,11 +24,3 @@ def test_by_the_same_clock_the_same_is_done(model_of, prompt, answer, config):
         return steps, swift.profile.learned
 
     assert done() == done()
-
-
-@pytest.mark.parametrize("config", [SwiftConfig(), SwiftConfig(eager_search=True)])
-def test_a_clock_too_coarse_to_move_does_no_harm(model_of, prompt, answer, config):
-    swift = Swift(model_of(), config=config, clock=lambda: 0.0)
-    for seed in range(2):
-        expected = answer(swift.model, prompt(20, seed))
-        assert torch.equal(answer(swift, prompt(20, seed)), expected)
