@@ -3,7 +3,9 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 # Test processes share the cores, and so do the commands they start: several threads in each would
 # only wait for one another.
@@ -16,6 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.cache_folder import cache_root
+from swift_sd.model import exact_linear
+from swift_sd.model.compiled_draft import CompiledDraft
+from swift_sd.model.draft_view import DraftView
+from swift_sd.model.target import Target
+from swift_sd.native.compiler import load_kernels
 from swift_sd.testing.families import tiny_model
 
 SPECIAL = ("<pad>", "<s>", "</s>")
@@ -31,6 +39,24 @@ settings.load_profile("patient")
 def one_thread() -> None:
     """In case torch was imported before this file."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_trial() -> Iterator[None]:
+    """A tenth of the numbers that tell whether sums are exact in several rows.
+
+    Of matrices as small as these a trial takes a third of a second, which is what a `Swift` takes
+    in all. In float32 a thousandth of the numbers would do.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact_linear, "OUTPUTS", exact_linear.OUTPUTS // 10)
+        yield
+
+
+@pytest.fixture
+def whole_trial(monkeypatch) -> None:
+    """All of them: where bfloat16 has to be bitwise identical."""
+    monkeypatch.setattr(exact_linear, "OUTPUTS", 10 * exact_linear.OUTPUTS)
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +84,59 @@ def processor() -> str | None:
     return None if " avx512f" in facts else "AMD without AVX-512"
 
 
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path_factory) -> Path:
+    """A cache directory in which nothing is but the kernels, which take seconds to compile."""
+    folder = tmp_path_factory.mktemp("cache")
+    load_kernels()
+    for kernels in cache_root().glob("kernels-*.so"):
+        (folder / kernels.name).symlink_to(kernels)
+    monkeypatch.setenv("SWIFT_SD_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Each test starts from the same global random state, whatever ran before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Callable[[], float]:
+    """For `Swift(clock=…)`: forwards take their time by it, and nothing else takes any.
+
+    One of the target takes a second. One of a draft takes the same, less a share for what it
+    skips: all attention is a third of it, all MLPs are two.
+    """
+    now = 0.0
+
+    def lasting(kind: type, name: str, seconds: Callable[[Any], float]) -> None:
+        method = getattr(kind, name)
+
+        def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal now
+            now += seconds(self)
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, name, timed)
+
+    def of_draft(view: Any) -> float:
+        skipped = view.layer_set
+        return 1 - (len(skipped.attention) + 2 * len(skipped.mlp)) / (3 * skipped.depth)
+
+    for name in ("prefill", "verify"):
+        lasting(Target, name, lambda target: 1.0)
+    for draft in (DraftView, CompiledDraft):
+        lasting(draft, "forward", of_draft)
+    return lambda: now
+
+
+@pytest.fixture
+def clocked(monkeypatch, clock) -> None:
+    """Every `Swift` goes by `clock`, whoever makes it."""
+    monkeypatch.setattr(Swift, "__init__", partialmethod(Swift.__init__, clock=clock))
 
 
 @pytest.fixture

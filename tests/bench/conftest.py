@@ -47,7 +47,7 @@ def scripted(name: str, log: list[str], answers: dict[str, list[int]] | None = N
 
 
 @pytest.fixture
-def drafting(monkeypatch) -> None:
+def drafting(monkeypatch, clocked) -> None:
     """All drafters take turns in every round, whether it pays or not."""
     turns = count()
     monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)

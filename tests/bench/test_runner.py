@@ -4,7 +4,6 @@ import gc
 import json
 import math
 import weakref
-from time import sleep
 
 import pytest
 
@@ -29,6 +28,16 @@ def _two(scripted_method, log, **answers):
 @pytest.fixture
 def log():
     return []
+
+
+class Clock:
+    """A second goes by with each look at it, and more where a test says so."""
+
+    now = 0.0
+
+    def __call__(self):
+        self.now += 1.0
+        return self.now
 
 
 def test_who_is_first_alternates_from_question_to_question(
@@ -83,42 +92,43 @@ def test_setting_up_comes_before_anything_is_timed_and_is_not_counted(
     tmp_path, runner_in, settings_of, scripted_method, log
 ):
     methods = {name: scripted_method(name, log) for name in ("hf", "m", "n")}
-    quick = methods["m"].start
+    quick, clock = methods["m"].start, Clock()
 
     def start(self):
-        sleep(0.2)
+        clock.now += 100
         return quick(self)
 
     methods["m"].start = start
     settings = settings_of(methods=("m", "n"))
-    runner, _ = runner_in(tmp_path, settings, [Question(1, "g", ("a",))], methods=methods)
+    runner, _ = runner_in(
+        tmp_path, settings, [Question(1, "g", ("a",))], methods=methods, clock=clock
+    )
     of_m, _ = runner.run()
     begin = log.index("n: a") - 3
     assert log[begin : begin + 6] == ["start hf", "start m", "start n", "n: a", "hf: a", "m: a"]
-    assert of_m["seconds"] < 0.2 <= of_m["set_up_seconds"]
+    assert (of_m["seconds"], of_m["set_up_seconds"]) == (1, 101)
 
 
 def test_all_that_an_answer_takes_is_counted(
     tmp_path, runner_in, settings_of, scripted_method, log
 ):
     methods = _two(scripted_method, log)
-    quick = methods["m"].start
+    quick, clock = methods["m"].start, Clock()
 
     def start(self):
         answer = quick(self)
 
         def searching(inputs, arguments):
-            sleep(0.1)
+            clock.now += 100
             return answer(inputs, arguments)
 
         return searching
 
     methods["m"].start = start
-    runner, _ = runner_in(
-        tmp_path, settings_of(methods=("m",)), [Question(1, "g", ("a",))], methods=methods
-    )
+    asked, settings = [Question(1, "g", ("a",))], settings_of(methods=("m",))
+    runner, _ = runner_in(tmp_path, settings, asked, methods=methods, clock=clock)
     (record,) = runner.run()
-    assert record["seconds"] >= 0.1 > record["hf_seconds"]
+    assert (record["seconds"], record["hf_seconds"]) == (101, 1)
 
 
 def test_everything_is_warmed_up_before_anything_is_timed(

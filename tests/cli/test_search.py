@@ -12,6 +12,8 @@ from swift_sd.cli.layer_map import layer_map
 from swift_sd.cli.study import Study
 from swift_sd.model.layer_set import LayerSet
 
+pytestmark = pytest.mark.usefixtures("clocked")
+
 WORDS = "w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"
 
 

@@ -31,12 +31,18 @@ ARGUMENTS = {
         }.items()
     },
 }
+# Everybody with every way to choose; each choice of drafters without a warper and with one that
+# looks at the text.
+CASES = [
+    *((names, kind) for names in SOME for kind in ("greedy", "penalty")),
+    *((DRAFTERS, kind) for kind in ("sampled", "hot", "top-p", "min-p")),
+]
 SOURCES = {"copying": {"copying"}, "recycling": {"recycling"}, "model": {"layer_skip", "cascade"}}
 
 
-@pytest.mark.parametrize("names", SOME, ids="+".join)
-@pytest.mark.parametrize("arguments", ARGUMENTS.values(), ids=ARGUMENTS)
-def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
+@pytest.mark.parametrize(("names", "kind"), CASES)
+def test_nothing_changes_but_who_proposes(names, kind, monkeypatch, clock):
+    arguments = ARGUMENTS[kind]
     # All take turns in every round, whether it pays or not: a penalty leaves little to copy.
     turns = count()
     monkeypatch.setattr(Governor, "_is_plain_due", False)
@@ -45,7 +51,7 @@ def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
-    swift = Swift(model, config=SwiftConfig(drafters=names))
+    swift = Swift(model, config=SwiftConfig(drafters=names), clock=clock)
     drafted, proposed = 0, set()
     for seed in range(2):
         torch.manual_seed(seed)
@@ -64,14 +70,14 @@ def test_nothing_changes_but_who_proposes(names, arguments, monkeypatch):
 
 
 @pytest.mark.parametrize("cascade", [True, False])
-def test_without_the_cascade_the_model_drafts_from_nothing_foreseen(cascade, monkeypatch):
+def test_without_the_cascade_the_model_drafts_from_nothing_foreseen(cascade, monkeypatch, clock):
     # Only the model drafts, and would read all that is foreseen.
     monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
     monkeypatch.setattr(CostGrowth, "head_start", lambda self, chain: len(chain))
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: len(promises) - 1)
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
-    swift = Swift(model, config=SwiftConfig(cascade=cascade))
+    swift = Swift(model, config=SwiftConfig(cascade=cascade), clock=clock)
     arguments = {"do_sample": False, "max_new_tokens": 48}
     expected = model.generate(prompt, **arguments)
     for _ in range(2):  # the second time the runner-ups of the first are known

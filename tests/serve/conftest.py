@@ -107,7 +107,7 @@ class Running:
         given = {"api_key": "none", "max_retries": 0, "timeout": 60, **kwargs}
         return openai.OpenAI(base_url=f"{self.url}/v1", **given)
 
-    def idle(self, seconds: float = 30.0) -> bool:
+    def idle(self, seconds: float = 120.0) -> bool:
         """Wait until nothing is left to do; whether that came to pass."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def running(swifts: dict[str, Swift], limits: Limits, **kwargs) -> Iterator[Runn
             server.should_exit = True
 
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while not server.started and time.monotonic() < deadline:
                 time.sleep(0.01)
             assert server.started

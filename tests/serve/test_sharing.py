@@ -33,11 +33,11 @@ def told(swift: Swift) -> int:
     return sum(kind["search"]["told"] for kind in kinds if kind["search"] is not None)
 
 
-def test_what_one_client_teaches_serves_the_next(serving, bytes_tokenizer):
+def test_what_one_client_teaches_serves_the_next(serving, bytes_tokenizer, clock):
     size = len(bytes_tokenizer)
     model, planted = planted_model(tiny_model("llama", vocab_size=size), extra_layers=5)
     model.generation_config.eos_token_id = None
-    swift = Swift(model, bytes_tokenizer, SwiftConfig(eager_search=True))
+    swift = Swift(model, bytes_tokenizer, SwiftConfig(eager_search=True), clock=clock)
     asked = {"model": "tiny", "temperature": 0, "max_tokens": 80}
     with serving({"tiny": swift}, Limits()) as server:
         scores = []

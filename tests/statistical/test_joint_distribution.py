@@ -112,7 +112,10 @@ class Always:
         pace = Pace(torch.device("cpu"), Prior({1: 1.0, 65: 1.05}, {1: 0.1, 65: 0.1}))
         growth = CostGrowth(Calibrations(), pace, True)
         self.recall = RecallDrafter(growth, successors, copies=copies)
-        self.drafter = LayerSkipDrafter(view, growth, self.recall) if view else self.recall
+        self.drafter = self.recall
+        if view is not None:
+            clock = itertools.count(step=0.01).__next__
+            self.drafter = LayerSkipDrafter(view, growth, self.recall, clock=clock)
 
     @property
     def name(self):

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from swift_sd import Swift
-from swift_sd.adapting import adaptation
-from swift_sd.adapting.costs import Costs
 from swift_sd.testing.families import tiny_model
 from swift_sd.testing.planted import planted_model
 
@@ -32,13 +30,28 @@ def answer() -> Callable[..., Any]:
     return respond
 
 
+@pytest.fixture(scope="package")
+def by_planted() -> dict[Any, torch.Tensor]:
+    """What the model of `planted` gives by itself: many tests ask it the same."""
+    return {}
+
+
 @pytest.fixture
-def same_as_alone(answer) -> Callable[..., bool]:
+def same_as_alone(request, answer, by_planted) -> Callable[..., bool]:
     """One response through `swift`; whether it is what the model gives by itself."""
+    known = "planted" in request.fixturenames
+
+    def alone(model: Any, ids: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        torch.manual_seed(3)
+        if not known or model is not request.getfixturevalue("planted")[0]:
+            return answer(model, ids, **options)
+        key = (*ids[0].tolist(), *sorted(options.items()))
+        if key not in by_planted:
+            by_planted[key] = answer(model, ids, **options)
+        return by_planted[key]
 
     def compare(swift: Swift, ids: torch.Tensor, **options: Any) -> bool:
-        torch.manual_seed(3)
-        expected = answer(swift.model, ids, **options)
+        expected = alone(swift.model, ids, options)
         torch.manual_seed(3)
         return torch.equal(answer(swift, ids, **options), expected)
 
@@ -49,15 +62,3 @@ def same_as_alone(answer) -> Callable[..., bool]:
 def learner() -> Callable[[Swift], Any]:
     """What a `Swift` object learns with."""
     return lambda swift: swift._experience._adaptation
-
-
-@pytest.fixture
-def fixed_costs(monkeypatch) -> None:
-    """What a search finds must not depend on how busy the machine is."""
-
-    def costs(view, state, pace):
-        depth = view.layer_set.depth
-        return Costs(1.0, (1 / (3 * depth),) * depth, (2 / (3 * depth),) * depth, 0.0, 8)
-
-    monkeypatch.setattr(adaptation, "draft_costs", costs)
-    monkeypatch.setattr(adaptation.Pace, "verify", lambda self, rows: 1.0)

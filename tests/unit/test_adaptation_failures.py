@@ -37,9 +37,9 @@ def crash(*args, **kwargs):
     ids=lambda value: f"{value[0].__name__}.{value[1]}" if isinstance(value, tuple) else None,
 )
 def test_behind_a_crash_anywhere_everything_goes_on(
-    planted, prompt, monkeypatch, config, place, answer, same_as_alone, learner
+    planted, prompt, monkeypatch, clock, config, place, answer, same_as_alone, learner
 ):
-    swift = Swift(planted[0], config=config)
+    swift = Swift(planted[0], config=config, clock=clock)
     for seed in range(2):
         with monkeypatch.context() as patch:
             patch.setattr(*place, crash)
@@ -52,9 +52,9 @@ def test_behind_a_crash_anywhere_everything_goes_on(
 
 @pytest.mark.parametrize("config", [EAGER, SwiftConfig.paper()])
 def test_a_crash_between_ask_and_tell_loses_one_score_and_nothing_else(
-    planted, prompt, monkeypatch, config, answer, same_as_alone, learner
+    planted, prompt, monkeypatch, clock, config, answer, same_as_alone, learner
 ):
-    swift = Swift(planted[0], config=config)
+    swift = Swift(planted[0], config=config, clock=clock)
     assert same_as_alone(swift, prompt(16))
     before, scored = swift.layer_set, []
 
@@ -75,8 +75,8 @@ def test_a_crash_between_ask_and_tell_loses_one_score_and_nothing_else(
 
 
 @pytest.mark.parametrize("config", [EAGER, SwiftConfig(), SwiftConfig.paper()])
-def test_responses_on_several_threads_do_not_meet(planted, prompt, config, answer, learner):
-    swift = Swift(planted[0], config=config)
+def test_responses_on_several_threads_do_not_meet(planted, prompt, clock, config, answer, learner):
+    swift = Swift(planted[0], config=config, clock=clock)
     expected = [answer(swift.model, prompt(16, seed)) for seed in range(6)]
     outputs, failures, begin = {}, [], threading.Barrier(6)
 

@@ -13,6 +13,8 @@ from swift_sd.model.view import View
 from swift_sd.native.compiler import NoKernelsError, load_kernels
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 SHAPE = {
     "hidden_size": 128,
     "intermediate_size": 192,

@@ -26,6 +26,8 @@ from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 TREE = DraftTree([11, 12, 13, 14, 15, 16, 17], [-1, 0, 1, -1, 0, 4, 3])
 
 
@@ -40,8 +42,11 @@ def exact(model):
     return ExactRows(model, find_sublayers(model), forms)
 
 
-@pytest.mark.parametrize("length", [1, 6, 30])
-@pytest.mark.parametrize("tree", [DraftTree.chain([11, 12, 13, 14]), TREE], ids=["chain", "tree"])
+@pytest.mark.parametrize(
+    ("tree", "length"),
+    [(TREE, 1), (DraftTree.chain([11, 12, 13, 14]), 6), (TREE, 30)],
+    ids=["tree-1", "chain-6", "tree-30"],
+)
 def test_each_row_is_what_it_is_alone(model, tree, length):
     view, plain = exact(model), View(model)
     prompt = torch.randint(3, 100, (1, length), generator=torch.Generator().manual_seed(1))
@@ -177,7 +182,7 @@ def test_where_nothing_is_exact_near_ties_are_decided_again():
     assert Experience(model, sublayers, SwiftConfig.plain()).new_trace(prompt_tokens=1).exact
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_bfloat16_answers_are_the_plain_ones(model, seed):
     ids = torch.randint(3, 100, (1, 9), generator=torch.Generator().manual_seed(seed))
     config = SwiftConfig(LayerSet(5, [2], [3]), 5, early_stop=0.0, exact="strict")

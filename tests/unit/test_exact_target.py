@@ -15,6 +15,8 @@ from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
+pytestmark = pytest.mark.usefixtures("whole_trial")
+
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 192,
@@ -51,9 +53,15 @@ def assert_the_same_bits(model, swift, ids, new_tokens, caches=({}, {})):
     assert not swift.config.max_draft_tokens or swift.trace.summary()["accepted_tokens"]
 
 
-@pytest.mark.parametrize("keeps_all", [False, True], ids=["sliding", "all kept"])
-@pytest.mark.parametrize("heads_to_a_key", [1, 2, 4, 8])
-@pytest.mark.parametrize("config", CONFIGS)
+# Every number of heads in every way to compute one row and several; every way with both caches.
+WINDOWS = [
+    *(("drafting", heads, keeps_all) for heads, keeps_all in [(1, 0), (2, 1), (4, 0), (8, 1)]),
+    *(("plain", heads, keeps_all) for heads, keeps_all in [(1, 1), (2, 0), (4, 1), (8, 0)]),
+    *(("not compiled", heads, keeps_all) for heads, keeps_all in [(1, 0), (4, 1)]),
+]
+
+
+@pytest.mark.parametrize(("config", "heads_to_a_key", "keeps_all"), WINDOWS)
 def test_logits_stay_the_same_when_a_window_fills(config, heads_to_a_key, keeps_all):
     """From there on transformers masks, and lays the heads that share a key together.
 

@@ -13,11 +13,9 @@ CONFIG = SwiftConfig(keep_copies=True, draft_bits=8)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The cache folder; compiled code is there already, so that its copies are all that is new."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("SWIFT_SD_CACHE", str(folder))
-    return folder / "copies"
+def cache(own_cache):
+    """Where copies are kept."""
+    return own_cache / "copies"
 
 
 @pytest.fixture

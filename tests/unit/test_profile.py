@@ -215,9 +215,8 @@ def test_a_folder_that_is_not_there_is_said(learned, tmp_path):
 
 class TestAutomatic:
     @pytest.fixture(autouse=True)
-    def folder(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("SWIFT_SD_CACHE", str(tmp_path))
-        return tmp_path / "profiles"
+    def folder(self, own_cache):
+        return own_cache / "profiles"
 
     def test_one_object_goes_on_where_the_other_stopped(self, model, prompt, folder):
         respond(Swift(model, config=EAGER, profile="auto"), prompt)

@@ -12,6 +12,8 @@ from swift_sd.testing.families import tiny_model
 from swift_sd.testing.planted import planted_model
 
 EAGER = SwiftConfig(eager_search=True)
+PROMPT = torch.randint(3, 100, (1, 16), generator=torch.Generator().manual_seed(0))
+ASKED = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
 
 
 @pytest.fixture(scope="module")
@@ -22,37 +24,39 @@ def model():
 @pytest.fixture(scope="module")
 def learned(model):
     swift = Swift(model, config=EAGER)
-    ids = torch.randint(3, 100, (1, 16), generator=torch.Generator().manual_seed(0))
-    swift.generate(ids, do_sample=False, max_new_tokens=64, eos_token_id=None)
+    swift.generate(PROMPT, do_sample=False, max_new_tokens=64, eos_token_id=None)
     return swift.profile
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return model.generate(PROMPT, **ASKED)
 
 
 NONSENSE = [None, True, -1, 2**70, 1e308, float("nan"), float("inf"), "x", [], [3], {"a": 1}]
 
 
 DAMAGE = settings(
-    max_examples=30,
+    max_examples=20,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
-def is_refused_or_harmless(model, file):
+def is_refused_or_harmless(model, file, expected):
     """Whether the profile in the file can be used; nothing but a `ProfileError` may come of it."""
     try:
         swift = Swift(model, config=EAGER, profile=file)
     except ProfileError:
         return False
-    prompt = torch.randint(3, 100, (1, 16), generator=torch.Generator().manual_seed(0))
-    arguments = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
-    assert torch.equal(swift.generate(prompt, **arguments), model.generate(prompt, **arguments))
+    assert torch.equal(swift.generate(PROMPT, **ASKED), expected)
     json.dumps(dataclasses.asdict(swift.profile), allow_nan=False)
     return swift.profile.learned["kinds"][-1]["search"] is not None
 
 
 @given(data=strategies.data())
 @DAMAGE
-def test_whatever_is_damaged_it_is_refused_or_harmless(model, learned, data, tmp_path):
+def test_whatever_is_damaged_it_is_refused_or_harmless(model, learned, expected, data, tmp_path):
     """Any part replaced by any nonsense, or removed."""
     file = tmp_path / "x.json"
     learned.save(file)
@@ -70,13 +74,13 @@ def test_whatever_is_damaged_it_is_refused_or_harmless(model, learned, data, tmp
     else:
         del part[path[-1]]
     file.write_text(json.dumps(damaged))
-    is_refused_or_harmless(model, file)
+    is_refused_or_harmless(model, file, expected)
 
 
 @given(place=strategies.floats(0, 1, exclude_max=True), byte=strategies.integers(-1, 255))
 @DAMAGE
 def test_a_file_with_a_wrong_byte_or_cut_off_is_refused_or_harmless(
-    model, learned, place, byte, tmp_path
+    model, learned, expected, place, byte, tmp_path
 ):
     file = tmp_path / "x.json"
     learned.save(file)
@@ -84,9 +88,9 @@ def test_a_file_with_a_wrong_byte_or_cut_off_is_refused_or_harmless(
     at = int(place * len(content))
     content[at:] = b"" if byte < 0 else bytes([byte]) + content[at + 1 :]
     file.write_bytes(content)
-    is_refused_or_harmless(model, file)
+    is_refused_or_harmless(model, file, expected)
 
 
-def test_undamaged_the_saved_search_goes_on(model, learned, tmp_path):
+def test_undamaged_the_saved_search_goes_on(model, learned, expected, tmp_path):
     learned.save(tmp_path / "x.json")
-    assert is_refused_or_harmless(model, tmp_path / "x.json")
+    assert is_refused_or_harmless(model, tmp_path / "x.json", expected)

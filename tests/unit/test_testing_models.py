@@ -49,8 +49,8 @@ def test_equal_seeds_give_equal_weights_and_leave_the_random_state_alone() -> No
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_greedy_output_is_varied(family: str) -> None:
-    distinct = [len(set(continuation(tiny_model(family, seed=seed), seed))) for seed in range(2)]
-    assert max(distinct) >= 6
+    models = (tiny_model(family, seed=seed) for seed in range(2))
+    assert any(len(set(continuation(model, seed))) >= 6 for seed, model in enumerate(models))
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "cohere2", "olmo3", "exaone4"])

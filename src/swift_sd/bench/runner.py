@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ class Runner:
         subject: model, tokenizer and what some methods need besides.
         questions: what to ask, in this order.
         journal: what it already holds is not timed again.
-        methods: for tests; by name.
+        methods, clock: for tests; methods by name, and what tells the seconds.
 
     Raises:
         ConfigError: there are no questions.
@@ -52,8 +52,10 @@ class Runner:
         settings: Settings,
         journal: Journal,
         methods: Mapping[str, type[Method]] = METHODS,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self._subject = subject
+        self._clock = clock
         self._questions = limited(questions, None)
         self._settings = settings
         self._journal = journal
@@ -140,7 +142,7 @@ class Runner:
             "max_new_tokens": tokens,
             "min_new_tokens": tokens,
         }
-        return timed(answer, inputs, arguments, self._settings.seed)
+        return timed(answer, inputs, arguments, self._settings.seed, self._clock)
 
     def _question(self, index: int, question: Question) -> Iterator[Entry]:
         if not self._settings.stream:
@@ -207,7 +209,7 @@ class Runner:
         room = min(self._settings.max_new_tokens, self._room(inputs))
         arguments = {**self._settings.generate_arguments(), "max_new_tokens": room}
         seed = seed_for(self._settings.seed, question.question_id, turn)
-        return timed(answer, inputs, arguments, seed)
+        return timed(answer, inputs, arguments, seed, self._clock)
 
     def _started(
         self, name: str, repeat: int, question: Question, before: Sequence[Inputs]
@@ -215,9 +217,9 @@ class Runner:
         """Each repeat has a state of its own: nothing learned from the same prompt before."""
         key = (name, repeat)
         if key not in self._answers:
-            begin = perf_counter()
+            begin = self._clock()
             answer = self._methods[name].start()
-            self._set_up[name] = perf_counter() - begin
+            self._set_up[name] = self._clock() - begin
             if not self._settings.stream:  # else another process met more than these turns
                 for turn, inputs in enumerate(before):
                     self._timed(answer, inputs, question, turn)

@@ -34,17 +34,21 @@ class Timing:
 
 
 def timed(
-    answer: Answer, inputs: dict[str, Tensor], arguments: dict[str, Any], seed: int
+    answer: Answer,
+    inputs: dict[str, Tensor],
+    arguments: dict[str, Any],
+    seed: int,
+    clock: Callable[[], float] = perf_counter,
 ) -> Timing:
     """Let `answer` generate, from the same random state whenever `seed` is the same."""
     import torch
 
     torch.manual_seed(seed)
     _finish_pending(inputs["input_ids"])
-    begin = perf_counter()
+    begin = clock()
     outcome = answer(inputs, arguments)
     _finish_pending(inputs["input_ids"])
-    return Timing(outcome, perf_counter() - begin)
+    return Timing(outcome, clock() - begin)
 
 
 def middle(mine: Sequence[Timing], theirs: Sequence[Timing]) -> tuple[Timing, Timing]:
