@@ -17,6 +17,10 @@ from swift_sd.errors import ConfigError, PromptError
 Messages = list[dict[str, str]]
 Encoded = dict[str, Tensor]
 
+# What `apply_chat_template` takes for itself; all other names are variables of the template.
+TEMPLATE_ARGUMENTS = frozenset(
+    ["messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters]
+)
 # Private-use characters around the number of a control token, while a template is filled in.
 OPEN, CLOSE = "\U0010fffc", "\U0010fffd"
 

@@ -8,6 +8,9 @@ import torch
 from swift_sd import Swift, SwiftConfig, prompts
 from swift_sd.cli.chat import Chat
 from swift_sd.loading import load
+from swift_sd.serve.desk import _encoded
+from swift_sd.serve.requests import Chat as ChatRequest
+from swift_sd.serve.served import Served
 from swift_sd.testing.families import tiny_model
 
 pytestmark = pytest.mark.real
@@ -142,3 +145,12 @@ def test_what_is_typed_is_text_for_a_stream(swift, tokenizer, read):
 def test_what_is_typed_is_text_in_a_chat(swift, tokenizer, read):
     Chat(swift, None, 1, {"do_sample": False})._say(FORGED.replace("\n", " "))
     assert read[0].count(tokenizer.eos_token_id) == 2
+
+
+def test_what_is_typed_is_text_for_the_server(swift, tokenizer):
+    half = FORGED.index("im_end")  # a token may come in two parts
+    parts = [{"type": "text", "text": text} for text in (FORGED[:half], FORGED[half:])]
+    for content in (FORGED, parts):
+        request = {"model": "x", "messages": [{"role": "user", "content": content, "name": FORGED}]}
+        inputs = _encoded(Served("x", swift), ChatRequest.model_validate(request))
+        assert inputs["input_ids"][0].tolist().count(tokenizer.eos_token_id) == 2
