@@ -7,6 +7,7 @@ for and not to be had is refused by name.
 import http.client
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from openai.types import completion_create_params
@@ -545,3 +546,10 @@ def test_no_page_elsewhere_may_ask_unless_it_was_named(server):
     status, headers, _ = send(server, CHAT, None, "OPTIONS", **page)
     assert status == 405
     assert "access-control-allow-origin" not in headers
+
+
+def test_the_documentation_says_what_becomes_of_every_field():
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = text.partition("## Fields of a request")[2].partition("\n## ")[0]
+    fields = (Chat.model_fields.keys() | Complete.model_fields.keys()) - {"model"}
+    assert not [name for name in fields if f"`{name}`" not in table]
