@@ -5,7 +5,7 @@
     ├── UnsupportedModel     (ValueError)  an architecture whose sublayers cannot be skipped safely
     ├── LayerSetError        (ValueError)  a set of skipped sublayers that does not fit the model
     ├── UnsupportedArgument  (ValueError)  an argument of ``generate`` that is refused
-    ├── PromptError          (ValueError)  an empty prompt, too long a one, or more than one row
+    ├── PromptError          (ValueError)  an empty prompt, too long a one, several, refused ones
     ├── ProfileError         (ValueError)  a profile that is damaged, for another model, unwritable
     └── ConfigError          (ValueError)  a setting that is out of range or contradicts another
 
@@ -59,9 +59,11 @@ class UnsupportedArgument(SwiftError, ValueError):  # noqa: N818
 
 
 class PromptError(SwiftError, ValueError):
-    """Raised when a prompt is empty, leaves no room in the context, or has more than one row.
+    """Raised when a prompt cannot be read.
 
-    Pass one non-empty prompt that is shorter than the model's context; loop over several.
+    It is empty, leaves no room in the context, has more than one row, or the model's chat template
+    refuses it. Pass one non-empty prompt that is shorter than the model's context, in an order of
+    roles that the template takes; loop over several.
     """
 
 

@@ -29,18 +29,17 @@ from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
-from swift_sd.errors import ConfigError, PromptError, UnsupportedArgument
+from swift_sd.errors import ConfigError, UnsupportedArgument
 from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.support import check_ready
+from swift_sd.prompts import Messages, encoded
 from swift_sd.report import describe
 from swift_sd.text import TextPieces
 
 REPORT_CONTEXT = 512  # a report measures plain steps behind so many tokens at most
-
-Messages = list[dict[str, str]]
 
 
 class Swift:
@@ -161,27 +160,25 @@ class Swift:
             kwargs: as for `generate`.
 
         Raises:
-            ConfigError: there is no tokenizer, or it has no chat template for the messages.
+            SwiftError: see `encode` and `generate`.
         """
         pieces = TextPieces(self._tokenizer())
         for step in self.steps(**self.encode(prompt), **kwargs):
             yield from pieces.add(step.tokens)
         yield from pieces.finish()
 
-    def encode(self, prompt: str | Messages) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, `[1, n]`, of a text or of chat messages."""
-        tokenizer = self._tokenizer()
-        if isinstance(prompt, str):
-            encoded = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-        elif tokenizer.chat_template is None:
-            raise ConfigError("the tokenizer has no chat template; pass the prompt as one text")
-        else:
-            encoded = tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        if encoded["input_ids"].shape[-1] == 0:
-            raise PromptError("the prompt is empty; give it some text")
-        return {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
+    def encode(self, prompt: str | Messages, **template: Any) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, `[1, n]`, of a text or of chat messages.
+
+        Args:
+            prompt: as for `stream`. In messages, control tokens such as `<|im_end|>` are text.
+            template: for the chat template, as `apply_chat_template` takes it.
+
+        Raises:
+            ConfigError: there is no tokenizer, or it has no chat template for the messages.
+            PromptError: there is nothing in the prompt, or the chat template refuses it.
+        """
+        return encoded(self._tokenizer(), prompt, self.model.device, **template)
 
     def __call__(
         self,

@@ -30,6 +30,8 @@ from swift_sd.serve.spec import Spec, named
         (("--tensor-parallel", "2"), "--early-stop"),
         (("--tensor-parallel", "2", "--plain"), "torchrun"),
         (("--api-key", "a b"), "API key"),
+        (("--cors", "chat.example"), "--cors chat.example"),
+        (("--cors", "https://chat.example/"), "--cors https://chat.example/"),
         (("--profile", "new.json", "--plain"), "--profile"),
         (("--max-active", "0"), "--max-active"),
         (("--draft-bits", "5"), "draft_bits is '5'"),

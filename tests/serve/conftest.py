@@ -25,6 +25,9 @@ from swift_sd.serve.server import listen, make_server
 from swift_sd.testing.families import tiny_model
 
 TEMPLATE = (
+    "{% if tone %}{{ tone }}</s>{% endif %}"
+    "{% if fails == 'TypeError' %}{{ 1 + 'a' }}{% endif %}"
+    "{% if fails == 'undefined' %}{{ nobody.knows }}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' and loop.first %}"
     "{{ raise_exception('an assistant cannot begin') }}{% endif %}"
@@ -190,8 +193,8 @@ def plain(byte_model, bytes_tokenizer) -> Callable[..., str]:
             )
         if seed is not None:
             torch.manual_seed(seed)
-        sampling = {"do_sample": seed is not None, **({"top_k": 0} if seed is not None else {})}
-        out = byte_model.generate(**inputs, max_new_tokens=tokens, **sampling, **kwargs)
+        sampling = {"do_sample": True, "top_k": 0} if seed is not None else {"do_sample": False}
+        out = byte_model.generate(**inputs, max_new_tokens=tokens, **{**sampling, **kwargs})
         new = out[0, inputs["input_ids"].shape[1] :]
         return bytes_tokenizer.decode(new, skip_special_tokens=True)
 

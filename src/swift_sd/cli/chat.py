@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from swift_sd.cli import options
 from swift_sd.cli.session import (
-    encode,
     fitting_tokens,
     opened,
     set_seed,
@@ -25,7 +24,8 @@ from swift_sd.loading import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from swift_sd.cli.session import Answer
-    from swift_sd.swift import Messages, Swift
+    from swift_sd.prompts import Messages
+    from swift_sd.swift import Swift
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -152,7 +152,7 @@ class Chat:
             figures(_one_line(self._swift.trace.summary()) + stopped + "\n")
 
     def _answer(self, messages: Messages) -> Answer:
-        inputs = encode(self._swift, messages)
+        inputs = self._swift.encode(messages)
         prompt_tokens = inputs["input_ids"].shape[1]
         room = fitting_tokens(self._swift, prompt_tokens, self._max_new_tokens)
         answer = stream_answer(

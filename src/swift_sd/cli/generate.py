@@ -11,7 +11,7 @@ from rich.console import Console
 
 from swift_sd.cli import options
 from swift_sd.cli.layer_map import layer_map
-from swift_sd.cli.session import encode, fitting_tokens, opened, set_seed, stream_answer
+from swift_sd.cli.session import fitting_tokens, opened, set_seed, stream_answer
 from swift_sd.cli.settings import (
     checked_text,
     draft_config,
@@ -165,9 +165,9 @@ def _encode_prompt(swift: Swift, text: str, system: str | None, raw: bool) -> di
             "this model has no chat template for --system: put the text in the prompt"
         )
     if raw or not has_template:
-        return encode(swift, text)
+        return swift.encode(text)
     opening = [] if system is None else [{"role": "system", "content": system}]
-    return encode(swift, [*opening, {"role": "user", "content": text}])
+    return swift.encode([*opening, {"role": "user", "content": text}])
 
 
 def _fit(swift: Swift, prompt_tokens: int, wanted: int) -> int:

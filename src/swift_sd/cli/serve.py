@@ -67,6 +67,23 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Pages from there may ask, as https://host; * for all. May be repeated.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    strict_fields: Annotated[
+        bool,
+        typer.Option(
+            "--strict-fields",
+            metavar=options.FLAG,
+            help="Refuse requests with fields that are not known.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = False,
     max_active: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Responses made in turn.", rich_help_panel=LIMITS),
@@ -166,6 +183,8 @@ def serve(
         config=config,
         limits=limits,
         api_keys=tuple(api_key or ()),
+        strict_fields=strict_fields,
+        cors=tuple(cors or ()),
         tensor_parallel=tensor_parallel,
         profile=profile.absolute() if profile is not None else None,
     )

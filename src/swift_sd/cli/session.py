@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from swift_sd.cli.terminal import progress
 from swift_sd.config import SwiftConfig
-from swift_sd.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-    from swift_sd.swift import Messages, Swift
+    from swift_sd.swift import Swift
 
 CHATTY = r"(torch|transformers|huggingface_hub|tokenizers)(\.|$)"
 
@@ -85,16 +84,6 @@ def set_seed(seed: int | None) -> None:
 
     if seed is not None:
         torch.manual_seed(seed)
-
-
-def encode(swift: Swift, prompt: str | Messages) -> dict[str, Tensor]:
-    """`swift.encode`, with what a chat template objects to as an error for the user."""
-    import jinja2
-
-    try:
-        return swift.encode(prompt)
-    except jinja2.TemplateError as error:
-        raise ConfigError(f"the model's chat template refuses this: {error}") from None
 
 
 def fitting_tokens(swift: Swift, prompt_tokens: int, wanted: int) -> int:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swift_sd.adapting.fingerprint import machine_fingerprint
 from swift_sd.adapting.profile import Profile
 from swift_sd.bench.questions import digest_of
-from swift_sd.cli.session import encode, fitting_tokens
+from swift_sd.cli.session import fitting_tokens
 from swift_sd.cli.settings import sampling_arguments
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ProfileError
@@ -129,7 +129,7 @@ class Study:
         swift = self._swift
         template = getattr(self._tokenizer, "chat_template", None)
         prompt: Any = text if template is None else [{"role": "user", "content": text}]
-        inputs = encode(swift, prompt)
+        inputs = swift.encode(prompt)
         room = fitting_tokens(swift, inputs["input_ids"].shape[1], self._most)
         for _ in swift.steps(**inputs, **sampling_arguments(0.0, None, None), max_new_tokens=room):
             pass

@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from swift_sd.serve import failures
@@ -25,9 +26,11 @@ from swift_sd.serve.failures import ApiError, ErrorBody
 from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Counted, Metrics
+from swift_sd.serve.paths import Paths
 from swift_sd.serve.replies import reply, while_connected
 from swift_sd.serve.requests import Ask, Chat, Complete, StreamOptions
 from swift_sd.serve.transfer import Transfer
+from swift_sd.serve.unknown import HEADER, UnknownFields
 
 LAST_STEP = 5.0  # seconds; uvicorn has waited for the answers, as long as it may
 STATIC = Path(__file__).parent / "static"
@@ -64,7 +67,13 @@ class Status(BaseModel):
 
 
 def create_app(
-    engine: Engine, metrics: Metrics, limits: Limits, api_keys: Sequence[str] = ()
+    engine: Engine,
+    metrics: Metrics,
+    limits: Limits,
+    api_keys: Sequence[str] = (),
+    *,
+    strict_fields: bool = False,
+    cors: Sequence[str] = (),
 ) -> ASGIApp:
     """The whole app around an engine, which it starts and stops with itself.
 
@@ -73,6 +82,8 @@ def create_app(
         metrics: observes the engine.
         limits: what clients may ask for.
         api_keys: one of them has to be given as a bearer token, if there are any.
+        strict_fields: whether fields that are not known are refused.
+        cors: origins whose pages may ask, from visitors' browsers; "*" for all.
     """
     desk = Desk(engine, limits)
     metrics.watch(engine)
@@ -94,9 +105,19 @@ def create_app(
     )
     failures.install(app)
     app.include_router(_open_routes(desk))
-    app.include_router(_routes(desk, metrics, _by_key if api_keys else _by_address))
+    unknown = UnknownFields(strict_fields)
+    app.include_router(_routes(desk, metrics, _by_key if api_keys else _by_address, unknown))
     app.mount("/static", StaticFiles(directory=STATIC))
-    return Counted(Keys(Transfer(app, limits), api_keys), metrics)
+    guarded: ASGIApp = Keys(Transfer(app, limits), api_keys)
+    if cors:  # before keys: browsers ask without one whether they may ask
+        guarded = CORSMiddleware(
+            guarded,
+            allow_origins=cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[HEADER, "retry-after"],
+        )
+    return Paths(Counted(guarded, metrics))
 
 
 def _open_routes(desk: Desk) -> APIRouter:
@@ -119,15 +140,20 @@ def _open_routes(desk: Desk) -> APIRouter:
     return routes
 
 
-def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> APIRouter:
+def _routes(
+    desk: Desk, metrics: Metrics, client: Callable[[Request], str], unknown: UnknownFields
+) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
     async def answered(ask: Chat | Complete, request: Request, form: Form) -> Response:
+        told = unknown.headers(ask)
         conversation = await while_connected(request, desk.open(ask, client(request)))
         if isinstance(conversation, Response):  # the client has gone
             return conversation
-        return await reply(request, conversation, form, _streams(ask))
+        response = await reply(request, conversation, form, _streams(ask))
+        response.headers.update(told)
+        return response
 
     @routes.post(
         "/v1/chat/completions",

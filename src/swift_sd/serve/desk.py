@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 
-import jinja2
 import torch
 from torch import Tensor
 
@@ -142,10 +141,6 @@ class Desk:
         work: Callable[[], dict[str, Tensor]] = partial(_encoded, served, ask)
         try:
             return await loop.run_in_executor(self._reader, work)
-        except jinja2.TemplateError as error:
-            raise ApiError(
-                400, f"the model's chat template refuses this: {error}", param="messages"
-            ) from None
         except PromptError as error:
             raise ApiError(400, str(error), param=ask.subject) from None
         except ValueError as error:  # SwiftError is one, and so is what tokenizers object to
@@ -174,7 +169,9 @@ class Desk:
 def _encoded(served: Served, ask: Ask) -> dict[str, Tensor]:
     """`input_ids` and `attention_mask`, `[1, n]`; takes as long as the prompt is."""
     if isinstance(ask, Chat):
-        return served.swift.encode([message.as_dict() for message in ask.messages])
+        return served.swift.encode(
+            [message.as_dict() for message in ask.messages], **ask.template()
+        )
     assert isinstance(ask, Complete)
     prompt = ask.text_or_ids()
     if isinstance(prompt, str):

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from swift_sd.errors import SwiftError, UnsupportedArgument
 from swift_sd.serve.engine import Refused
 from swift_sd.serve.lockstep import Parted
+from swift_sd.serve.requests import ROLES
 
 log = logging.getLogger(__name__)
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -112,17 +113,17 @@ def _explained(errors: Any) -> ApiError:
     kind, reason = worst["type"], worst["msg"]
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON: {worst['ctx']['error']}")
-    names = [str(part) for part in worst["loc"][1:] if isinstance(part, int) or _is_field(part)]
-    if kind == "extra_forbidden" and not _is_field(str(worst["loc"][-1])):
-        names.append(str(worst["loc"][-1])[:100])  # whatever a client made up
+    first, rest = worst["loc"][1:2], worst["loc"][2:]
+    kept = [part for part in rest if isinstance(part, int) or _is_field(part)]
+    names = [str(part) for part in (*first, *kept)]
+    if kind.startswith("union_tag"):  # a message whose role is missing or none of ours
+        names.append("role")
     param = ".".join(names) or None
-    if kind == "extra_forbidden":
-        return ApiError(400, f"{param} is not supported; leave it out", param=param)
     if kind == "missing":
         return ApiError(400, f"{param or 'the body'} is missing", param=param)
     return ApiError(400, f"{param or 'the body'}: {reason}", param=param)
 
 
 def _is_field(part: str) -> bool:
-    """Whether it names a field, and not a branch of a union such as `list[int]`."""
-    return part.isidentifier() and part not in {"str", "int", "float", "bool", "TextPart"}
+    """Whether it names a field, and not a branch of a union, such as `list[int]` or a role."""
+    return part.isidentifier() and part not in {"str", "int", "float", "bool", *ROLES}

@@ -56,7 +56,7 @@ async def _whole(conversation: Conversation, form: Form) -> Response:
 async def _chunks(
     conversation: Conversation, form: Form, streams: StreamOptions, first: Event
 ) -> AsyncIterator[bytes]:
-    event = partial(as_event, has_usage=streams.include_usage)
+    event = partial(as_event, has_usage=bool(streams.include_usage))
     opening = form.opening()
     if opening is not None:
         yield event(opening)

@@ -69,11 +69,13 @@ def make_server(
     limits: Limits,
     *,
     api_keys: tuple[str, ...] = (),
+    strict_fields: bool = False,
+    cors: tuple[str, ...] = (),
     log_level: str = "info",
 ) -> Server:
     """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
     config = uvicorn.Config(
-        create_app(engine, metrics, limits, api_keys),
+        create_app(engine, metrics, limits, api_keys, strict_fields=strict_fields, cors=cors),
         log_level=log_level,
         access_log=False,
         # Behind our own, which lets clients know.
@@ -92,7 +94,15 @@ def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
         SwiftError: the engine has died.
     """
     engine, metrics = make_engine(spec, served)
-    server = make_server(engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning")
+    server = make_server(
+        engine,
+        metrics,
+        spec.limits,
+        api_keys=spec.api_keys,
+        strict_fields=spec.strict_fields,
+        cors=spec.cors,
+        log_level="warning",
+    )
     server.run(sockets=[listener])
     if engine.failure is not None:
         raise SwiftError(f"the engine has died of {engine.failure!r}; start the server again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from swift_sd.serve.profiles import ProfileFile
 from swift_sd.serve.served import Served
 from swift_sd.swift import Swift
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -29,12 +32,14 @@ class Spec:
         config: how to draft.
         limits: what clients may ask for.
         api_keys: one of them has to be given, if there are any.
+        strict_fields: whether fields of requests that are not known are refused.
+        cors: origins whose pages may ask, as `https://host:port`; "*" for all.
         profile: a file that keeps what is learned.
         tensor_parallel: over how many processes each model is split.
 
     Raises:
         ConfigError: no model, or several for one profile, or nothing for it to keep; a key that
-            cannot be sent; drafts that would differ between processes.
+            cannot be sent; an origin that is none; drafts that would differ between processes.
     """
 
     models: dict[str, str]
@@ -43,6 +48,8 @@ class Spec:
     config: SwiftConfig = field(default_factory=SwiftConfig)
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = ()
+    strict_fields: bool = False
+    cors: tuple[str, ...] = ()
     profile: Path | None = None
     tensor_parallel: int = 1
 
@@ -65,6 +72,12 @@ class Spec:
         for key in self.api_keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigError("an API key must be of ASCII characters without spaces")
+        for origin in self.cors:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--cors {origin} is no origin: write https://host or http://host:port, with "
+                    "nothing after it, or * for all"
+                )
 
 
 def named(sources: list[str]) -> dict[str, str]:
