@@ -38,6 +38,8 @@ from swift_sd.serve.spec import Spec, named
         (("--profile", "./no/such/folder/p.json"), "--profile"),
         (("a=x", "a=y"), "'a'"),
         (("--host", "192.0.2.77"), "--host"),
+        (("--trusted-proxy", "proxy.example"), "--trusted-proxy"),
+        (("--trusted-proxy", "*"), "--trusted-proxy"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(

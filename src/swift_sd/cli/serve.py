@@ -67,6 +67,14 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Believe its X-Forwarded-For: an address or network. May be repeated.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     max_active: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Responses made in turn.", rich_help_panel=LIMITS),
@@ -166,6 +174,7 @@ def serve(
         config=config,
         limits=limits,
         api_keys=tuple(api_key or ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
         tensor_parallel=tensor_parallel,
         profile=profile.absolute() if profile is not None else None,
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
 from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from swift_sd.serve import failures
 from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
+from swift_sd.serve.clients import client_of
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, ErrorBody
@@ -64,7 +65,11 @@ class Status(BaseModel):
 
 
 def create_app(
-    engine: Engine, metrics: Metrics, limits: Limits, api_keys: Sequence[str] = ()
+    engine: Engine,
+    metrics: Metrics,
+    limits: Limits,
+    api_keys: Sequence[str] = (),
+    trusted_proxies: Sequence[str] = (),
 ) -> ASGIApp:
     """The whole app around an engine, which it starts and stops with itself.
 
@@ -73,6 +78,7 @@ def create_app(
         metrics: observes the engine.
         limits: what clients may ask for.
         api_keys: one of them has to be given as a bearer token, if there are any.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
     """
     desk = Desk(engine, limits)
     metrics.watch(engine)
@@ -94,9 +100,12 @@ def create_app(
     )
     failures.install(app)
     app.include_router(_open_routes(desk))
-    app.include_router(_routes(desk, metrics, _by_key if api_keys else _by_address))
+    app.include_router(_routes(desk, metrics, by_key=bool(api_keys)))
     app.mount("/static", StaticFiles(directory=STATIC))
-    return Counted(Keys(Transfer(app, limits), api_keys), metrics)
+    guarded: Any = Keys(Transfer(app, limits), api_keys)
+    if trusted_proxies:
+        guarded = ProxyHeadersMiddleware(guarded, list(trusted_proxies))
+    return Counted(guarded, metrics)
 
 
 def _open_routes(desk: Desk) -> APIRouter:
@@ -119,12 +128,13 @@ def _open_routes(desk: Desk) -> APIRouter:
     return routes
 
 
-def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> APIRouter:
+def _routes(desk: Desk, metrics: Metrics, *, by_key: bool) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
     async def answered(ask: Chat | Complete, request: Request, form: Form) -> Response:
-        conversation = await while_connected(request, desk.open(ask, client(request)))
+        client = client_of(request.scope, by_key=by_key)
+        conversation = await while_connected(request, desk.open(ask, client))
         if isinstance(conversation, Response):  # the client has gone
             return conversation
         return await reply(request, conversation, form, _streams(ask))
@@ -172,13 +182,3 @@ def _routes(desk: Desk, metrics: Metrics, client: Callable[[Request], str]) -> A
 
 def _streams(ask: Ask) -> StreamOptions | None:
     return (ask.stream_options or StreamOptions()) if ask.stream else None
-
-
-def _by_key(request: Request) -> str:
-    """Whose turn it is, where keys are asked for."""
-    return hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
-
-
-def _by_address(request: Request) -> str:
-    """Whose turn it is, where a key may be anything."""
-    return request.client.host if request.client else ""

@@ -32,7 +32,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray when the replica starts."""
-        return create_app(self._engine, self._metrics, self._spec.limits, self._spec.api_keys)
+        spec = self._spec
+        return create_app(
+            self._engine, self._metrics, spec.limits, spec.api_keys, spec.trusted_proxies
+        )
 
     def check_health(self) -> None:
         """Called by Ray every few seconds; a replica whose engine has died is replaced.

@@ -69,11 +69,12 @@ def make_server(
     limits: Limits,
     *,
     api_keys: tuple[str, ...] = (),
+    trusted_proxies: tuple[str, ...] = (),
     log_level: str = "info",
 ) -> Server:
     """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
     config = uvicorn.Config(
-        create_app(engine, metrics, limits, api_keys),
+        create_app(engine, metrics, limits, api_keys, trusted_proxies),
         log_level=log_level,
         access_log=False,
         # Behind our own, which lets clients know.
@@ -81,6 +82,7 @@ def make_server(
         # Behind all limits of our own: so many connections at one time.
         limit_concurrency=4 * limits.places + 256,
         server_header=False,
+        proxy_headers=False,  # the app believes whom it was told to, and not the whole machine
     )
     return Server(config, engine, limits.grace)
 
@@ -92,7 +94,14 @@ def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
         SwiftError: the engine has died.
     """
     engine, metrics = make_engine(spec, served)
-    server = make_server(engine, metrics, spec.limits, api_keys=spec.api_keys, log_level="warning")
+    server = make_server(
+        engine,
+        metrics,
+        spec.limits,
+        api_keys=spec.api_keys,
+        trusted_proxies=spec.trusted_proxies,
+        log_level="warning",
+    )
     server.run(sockets=[listener])
     if engine.failure is not None:
         raise SwiftError(f"the engine has died of {engine.failure!r}; start the server again")

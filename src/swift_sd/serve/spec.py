@@ -11,6 +11,7 @@ from swift_sd import loading
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.serve import lockstep
+from swift_sd.serve.clients import check_proxies
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -29,12 +30,13 @@ class Spec:
         config: how to draft.
         limits: what clients may ask for.
         api_keys: one of them has to be given, if there are any.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
         profile: a file that keeps what is learned.
         tensor_parallel: over how many processes each model is split.
 
     Raises:
         ConfigError: no model, or several for one profile, or nothing for it to keep; a key that
-            cannot be sent; drafts that would differ between processes.
+            cannot be sent; a proxy that is no address; drafts that would differ between processes.
     """
 
     models: dict[str, str]
@@ -43,6 +45,7 @@ class Spec:
     config: SwiftConfig = field(default_factory=SwiftConfig)
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     profile: Path | None = None
     tensor_parallel: int = 1
 
@@ -65,6 +68,7 @@ class Spec:
         for key in self.api_keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigError("an API key must be of ASCII characters without spaces")
+        check_proxies(self.trusted_proxies)
 
 
 def named(sources: list[str]) -> dict[str, str]:
