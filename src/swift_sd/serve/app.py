@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from fastapi.staticfiles import StaticFiles
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from swift_sd.serve import failures
+from swift_sd.serve import bodies, failures
 from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
 from swift_sd.serve.clients import client_of
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, ErrorBody
+from swift_sd.serve.hosts import Hosts
 from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Counted, Metrics
@@ -37,6 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused; the message says why."},
     "5XX": {"model": ErrorBody, "description": "The server could not answer."},
 }
+REFERENCE = "#/components/schemas/{model}"
 EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 STREAMED: dict[str, Any] = {"text/event-stream": {"schema": EVENT}}
 
@@ -70,6 +73,7 @@ def create_app(
     limits: Limits,
     api_keys: Sequence[str] = (),
     trusted_proxies: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
 ) -> ASGIApp:
     """The whole app around an engine, which it starts and stops with itself.
 
@@ -79,6 +83,7 @@ def create_app(
         limits: what clients may ask for.
         api_keys: one of them has to be given as a bearer token, if there are any.
         trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
+        hosts: what a Host header may name, see `Hosts`; None: anything.
     """
     desk = Desk(engine, limits)
     metrics.watch(engine)
@@ -99,10 +104,13 @@ def create_app(
         openapi_url="/openapi.json",
     )
     failures.install(app)
+    _describe_bodies(app)
     app.include_router(_open_routes(desk))
     app.include_router(_routes(desk, metrics, by_key=bool(api_keys)))
     app.mount("/static", StaticFiles(directory=STATIC))
-    guarded: Any = Keys(Transfer(app, limits), api_keys)
+    guarded: Any = Keys(Transfer(app, limits.transfer), api_keys)
+    if hosts is not None:
+        guarded = Hosts(guarded, hosts)
     if trusted_proxies:
         guarded = ProxyHeadersMiddleware(guarded, list(trusted_proxies))
     return Counted(guarded, metrics)
@@ -132,28 +140,44 @@ def _routes(desk: Desk, metrics: Metrics, *, by_key: bool) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
-    async def answered(ask: Chat | Complete, request: Request, form: Form) -> Response:
+    async def answered(
+        request: Request, kind: type[Chat | Complete], form: Callable[[str], Form]
+    ) -> Response:
         client = client_of(request.scope, by_key=by_key)
-        conversation = await while_connected(request, desk.open(ask, client))
-        if isinstance(conversation, Response):  # the client has gone
-            return conversation
-        return await reply(request, conversation, form, _streams(ask))
+        with ExitStack() as place:
+            place.enter_context(desk.gate.passed(client))
+            body = await bodies.read(request, desk.size, desk.limits)
+            size = len(body)
+            ask = await while_connected(request, desk.parse(kind, body, client))
+            del body
+            if isinstance(ask, Response):  # the client has gone
+                return ask
+            conversation = await while_connected(request, desk.open(ask, size, client, place))
+            if isinstance(conversation, Response):
+                return conversation
+        name, streams = ask.model, _streams(ask)
+        del ask  # what was asked is not kept while it is answered
+        return await reply(request, conversation, form(name), streams)
 
     @routes.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={200: {"content": STREAMED}},
+        openapi_extra=_body_of(Chat),
     )
-    async def chat(ask: Chat, request: Request) -> Response:
+    async def chat(request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        return await answered(ask, request, ChatForm(ask.model))
+        return await answered(request, Chat, ChatForm)
 
     @routes.post(
-        "/v1/completions", response_model=Completion, responses={200: {"content": STREAMED}}
+        "/v1/completions",
+        response_model=Completion,
+        responses={200: {"content": STREAMED}},
+        openapi_extra=_body_of(Complete),
     )
-    async def complete(ask: Complete, request: Request) -> Response:
+    async def complete(request: Request) -> Response:
         """Continue a text, whole or as a stream of server-sent events."""
-        return await answered(ask, request, TextForm(ask.model))
+        return await answered(request, Complete, TextForm)
 
     @routes.get("/v1/models")
     async def models() -> Models:
@@ -182,3 +206,23 @@ def _routes(desk: Desk, metrics: Metrics, *, by_key: bool) -> APIRouter:
 
 def _streams(ask: Ask) -> StreamOptions | None:
     return (ask.stream_options or StreamOptions()) if ask.stream else None
+
+
+def _body_of(kind: type[Ask]) -> dict[str, Any]:
+    """For a route's document; FastAPI would parse the body on the event loop."""
+    schema = {"$ref": REFERENCE.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Put what `_body_of` refers to into the app's document."""
+    document = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            kinds: Any = [(kind, "validation") for kind in (Chat, Complete)]
+            _, schemas = models_json_schema(kinds, ref_template=REFERENCE)
+            document()["components"]["schemas"].update(schemas["$defs"])
+        return document()
+
+    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's documentation has it

@@ -34,7 +34,12 @@ class Replica:
         """Called by Ray when the replica starts."""
         spec = self._spec
         return create_app(
-            self._engine, self._metrics, spec.limits, spec.api_keys, spec.trusted_proxies
+            self._engine,
+            self._metrics,
+            spec.limits,
+            spec.api_keys,
+            spec.trusted_proxies,
+            spec.hosts,
         )
 
     def check_health(self) -> None:

@@ -11,6 +11,7 @@ import uvicorn
 
 from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.app import LAST_STEP, create_app
+from swift_sd.serve.connections import Connection
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -70,17 +71,20 @@ def make_server(
     *,
     api_keys: tuple[str, ...] = (),
     trusted_proxies: tuple[str, ...] = (),
+    hosts: tuple[str, ...] | None = None,
     log_level: str = "info",
 ) -> Server:
     """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
     config = uvicorn.Config(
-        create_app(engine, metrics, limits, api_keys, trusted_proxies),
+        create_app(engine, metrics, limits, api_keys, trusted_proxies, hosts),
         log_level=log_level,
         access_log=False,
         # Behind our own, which lets clients know.
         timeout_graceful_shutdown=math.ceil(limits.grace + LAST_STEP),
-        # Behind all limits of our own: so many connections at one time.
-        limit_concurrency=4 * limits.places + 256,
+        http=Connection,
+        ws="none",
+        timeout_keep_alive=limits.idle,  # type: ignore[arg-type]  # fractions are fine
+        limit_concurrency=limits.connections,
         server_header=False,
         proxy_headers=False,  # the app believes whom it was told to, and not the whole machine
     )
@@ -100,6 +104,7 @@ def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
         spec.limits,
         api_keys=spec.api_keys,
         trusted_proxies=spec.trusted_proxies,
+        hosts=spec.hosts,
         log_level="warning",
     )
     server.run(sockets=[listener])

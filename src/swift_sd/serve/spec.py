@@ -31,6 +31,7 @@ class Spec:
         limits: what clients may ask for.
         api_keys: one of them has to be given, if there are any.
         trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
+        hosts: what a Host header may name, see `hosts.known_hosts`; None: anything.
         profile: a file that keeps what is learned.
         tensor_parallel: over how many processes each model is split.
 
@@ -46,6 +47,7 @@ class Spec:
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
     profile: Path | None = None
     tensor_parallel: int = 1
 
