@@ -53,7 +53,17 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     assert words in last
 
 
-@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "openai", "prometheus_client"])
+@pytest.mark.parametrize("value", ["", " ", " \n\t"])
+def test_an_empty_api_key_is_no_open_door(swift_sd, refused, monkeypatch, value):
+    monkeypatch.setenv("SWIFT_SD_API_KEY", value)
+    refused(swift_sd("serve", "--port", "0"), "SWIFT_SD_API_KEY is set but empty")
+    monkeypatch.delenv("SWIFT_SD_API_KEY")
+    refused(swift_sd("serve", "--port", "0", "--api-key", value), "API key")
+
+
+@pytest.mark.parametrize(
+    "module", ["fastapi", "uvicorn", "httptools", "openai", "prometheus_client"]
+)
 def test_what_is_not_installed_is_told_with_the_remedy(swift_sd, refused, monkeypatch, module):
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -124,7 +124,7 @@ def _check(body: bytes, size: Size) -> None:
     Raises:
         ApiError: 400, it has too many keys, values or levels.
     """
-    keys = values = depth = 0
+    keys = values = strings = depth = 0
     for token in TOKEN.finditer(body):
         match body[token.start()]:
             case 0x5B | 0x7B:  # [ {
@@ -136,7 +136,9 @@ def _check(body: bytes, size: Size) -> None:
                 keys += 1
             case 0x2C:  # ,
                 values += 1
-        if keys > KEYS or values > size.values or depth > DEPTH:
+            case _:
+                strings += 1
+        if max(values, strings - keys) > size.values or keys > KEYS or depth > DEPTH:
             raise ApiError(
                 400,
                 f"the body has more than {KEYS} keys, {size.values} values or {DEPTH} levels; "

@@ -79,10 +79,11 @@ class _Lane:
         """Call up the next one who still waits."""
         while self._waiting:
             client, tickets = self._waiting.popitem(last=False)
-            ticket = tickets.popleft()
+            while tickets and tickets[0].done():  # its caller has gone
+                tickets.popleft()
             if tickets:
-                self._waiting[client] = tickets  # after all other clients
-            if not ticket.done():
-                ticket.set_result(None)
+                tickets.popleft().set_result(None)
+                if tickets:
+                    self._waiting[client] = tickets  # after all other clients
                 return
         self._is_busy = False

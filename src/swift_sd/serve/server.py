@@ -6,6 +6,7 @@ import asyncio
 import math
 import socket
 from contextlib import suppress
+from functools import partial
 
 import uvicorn
 
@@ -81,10 +82,9 @@ def make_server(
         access_log=False,
         # Behind our own, which lets clients know.
         timeout_graceful_shutdown=math.ceil(limits.grace + LAST_STEP),
-        http=Connection,
+        http=partial(Connection, most=limits.connections),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle,  # type: ignore[arg-type]  # fractions are fine
-        limit_concurrency=limits.connections,
         server_header=False,
         proxy_headers=False,  # the app believes whom it was told to, and not the whole machine
     )
