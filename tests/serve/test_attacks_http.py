@@ -101,8 +101,12 @@ def test_headers_beyond_64_kib_are_refused_with_431(server, sent):
 
 @pytest.mark.parametrize(
     "sent",
-    [b"1;" + b"x" * 4 * LARGEST + b"\r\na\r\n", b"0\r\n" + b"a: b\r\n" * LARGEST],
-    ids=["chunk extension", "trailers"],
+    [
+        b"1;" + b"x" * 4 * LARGEST + b"\r\na\r\n",
+        b"0\r\n" + b"a: b\r\n" * LARGEST,
+        b"1\r\nx\r\n" * 20_000,
+    ],
+    ids=["chunk extension", "trailers", "chunks of a byte"],
 )
 def test_what_comes_with_a_chunked_body_is_bounded_as_headers_are(server, sent):
     with connected(server) as raw:
@@ -113,11 +117,24 @@ def test_what_comes_with_a_chunked_body_is_bounded_as_headers_are(server, sent):
     assert health(server) == 200
 
 
+def test_requests_sent_before_the_first_is_answered_are_bounded(server):
+    with connected(server) as raw:
+        raw.sendall((HEAD + b"\r\n") * 3)
+        answers = b""
+        while answers.count(b" 200 ") < 3:
+            answers += raw.recv(1000)
+    with connected(server) as raw:
+        raw.sendall((HEAD + b"\r\n") * 5000)
+        assert rest(raw).count(b" 200 ") < 1000
+    assert health(server) == 200
+
+
 def test_a_body_in_chunks_of_a_byte_is_read(server):
-    body = json.dumps({**CHAT, "max_tokens": 1, "user": "x" * LARGEST}).encode()
+    body = json.dumps({**CHAT, "max_tokens": 1, "user": "x" * 1000}).encode()
     with connected(server) as raw:
         raw.sendall(started("", Transfer_Encoding="chunked", Connection="close"))
-        raw.sendall(b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        pieces = [body[n : n + 1] for n in range(len(body))]
+        raw.sendall(b"".join(b"1\r\n%s\r\n" % one for one in pieces) + b"0\r\n\r\n")
         assert b" 200 " in rest(raw)[:20]
 
 

@@ -20,7 +20,7 @@ from swift_sd.serve.served import Served
 
 T = TypeVar("T", bound=BaseModel)
 FLOOR = 2**18  # bytes that every request may have
-KEYS = 2**14
+KEYS = 2**13
 DEPTH = 64
 # A string ends with the body if it does not end before: no attempt is made twice.
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[][{},:]', re.DOTALL)
