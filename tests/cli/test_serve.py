@@ -40,6 +40,8 @@ from swift_sd.serve.spec import Spec, named
         (("--profile", "./no/such/folder/p.json"), "--profile"),
         (("a=x", "a=y"), "'a'"),
         (("--host", "192.0.2.77"), "--host"),
+        (("--trusted-proxy", "proxy.example"), "--trusted-proxy"),
+        (("--trusted-proxy", "*"), "--trusted-proxy"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_loaded(
@@ -53,7 +55,17 @@ def test_what_cannot_work_is_refused_before_anything_is_loaded(
     assert words in last
 
 
-@pytest.mark.parametrize("module", ["fastapi", "uvicorn", "openai", "prometheus_client"])
+@pytest.mark.parametrize("value", ["", " ", " \n\t"])
+def test_an_empty_api_key_is_no_open_door(swift_sd, refused, monkeypatch, value):
+    monkeypatch.setenv("SWIFT_SD_API_KEY", value)
+    refused(swift_sd("serve", "--port", "0"), "SWIFT_SD_API_KEY is set but empty")
+    monkeypatch.delenv("SWIFT_SD_API_KEY")
+    refused(swift_sd("serve", "--port", "0", "--api-key", value), "API key")
+
+
+@pytest.mark.parametrize(
+    "module", ["fastapi", "uvicorn", "httptools", "openai", "prometheus_client"]
+)
 def test_what_is_not_installed_is_told_with_the_remedy(swift_sd, refused, monkeypatch, module):
     find = importlib.util.find_spec
     monkeypatch.setattr(

@@ -55,7 +55,7 @@ def test_a_million_wrong_elements_are_one_error(body):
     assert refused.value.error_count() < 40
 
 
-@pytest.mark.parametrize("content", ['"\\ud800"', "1e999", '{"a": 1}', '[{"type": "image_url"}]'])
+@pytest.mark.parametrize("content", ["1e999", '{"a": 1}', '[{"type": "image_url"}]'])
 def test_odd_content_is_refused(server, content):
     body = f'{{"model": "tiny", "messages": [{{"role": "user", "content": {content}}}]}}'
     status, answer = post(server, PATHS[0], body)
@@ -63,11 +63,13 @@ def test_odd_content_is_refused(server, content):
     assert "messages.0.content" in answer["error"]["message"]
 
 
-def test_an_unknown_field_of_half_a_character_is_refused(server):
-    body = json.dumps({**CHAT, "\ud800": 1}).encode()
-    status, answer = post(server, PATHS[0], body)
-    assert status == 400
-    assert "unicode" in answer["error"]["message"]
+def test_half_a_character_is_refused_wherever_it_is(server):
+    for odd in ({"\ud800": 1}, {"user": "\ud800"}, {"messages": [{"role": "\udfff"}]}):
+        status, answer = post(server, PATHS[0], json.dumps({**CHAT, **odd}).encode())
+        assert status == 400
+        assert (
+            "surrogate" in answer["error"]["message"] or "hex escape" in answer["error"]["message"]
+        )
 
 
 def test_a_body_that_is_not_declared_as_json_is_refused(server):
@@ -125,7 +127,8 @@ def test_large_bodies_are_refused(server, is_declared, size):
 
 
 def test_a_huge_prompt_is_refused_without_holding_up_others(server, client):
-    huge = json.dumps({**CHAT, "messages": [{"role": "user", "content": "x " * MEBIBYTE}]})
+    content = "x " * (MEBIBYTE // 10)
+    huge = json.dumps({**CHAT, "messages": [{"role": "user", "content": content}]})
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         refused = pool.submit(post, server, PATHS[0], huge)
         assert client.models.list().data

@@ -50,7 +50,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(serving, drafting_swift):
         serving({"tiny": drafting_swift()}, Limits(transfer=0.3)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as raw,
     ):
-        raw.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        raw.sendall(head + b"Content-Length: 9\r\n\r\n{")
         assert b"408" in raw.recv(1000)
 
 
@@ -269,7 +270,7 @@ def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
     serving, drafting_swift, monkeypatch
 ):
     read, let_in, begun, left, may_go_on = [], [], *(threading.Event() for _ in range(3))
-    encoded, reading = desk._encoded, desk.Desk._read
+    encoded, parsing = desk._encoded, desk.Desk.parse
 
     def held(served, ask):
         read.append(ask)
@@ -277,16 +278,16 @@ def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
         assert may_go_on.wait(60)
         return encoded(served, ask)
 
-    async def noted(self, served, ask):
-        let_in.append(ask)
+    async def noted(self, kind, body, client):
+        let_in.append(client)
         try:
-            return await reading(self, served, ask)
+            return await parsing(self, kind, body, client)
         except asyncio.CancelledError:
             left.set()
             raise
 
     monkeypatch.setattr(desk, "_encoded", held)
-    monkeypatch.setattr(desk.Desk, "_read", noted)
+    monkeypatch.setattr(desk.Desk, "parse", noted)
     with serving({"tiny": drafting_swift()}, Limits(active=1, waiting=5)) as server:
         first = asked(server, max_tokens=3)
         assert begun.wait(60)

@@ -1,30 +1,37 @@
 """What is shared between requests: turns by client, and everything that is learned."""
 
 import pytest
-from starlette.requests import Request
 
 from swift_sd import Swift, SwiftConfig
-from swift_sd.serve.app import _by_address, _by_key
+from swift_sd.serve.clients import client_of
 from swift_sd.serve.limits import Limits
 from swift_sd.testing.families import tiny_model
 from swift_sd.testing.planted import planted_model
 
 
-def request(key: str, host: str) -> Request:
+def client(key: str, host: str, by_key: bool) -> str:
     headers = [(b"authorization", key.encode())]
-    return Request({"type": "http", "headers": headers, "client": (host, 1)})
+    return client_of({"type": "http", "headers": headers, "client": (host, 1)}, by_key=by_key)
 
 
 @pytest.mark.parametrize(
-    ("whose", "same", "other"),
+    ("by_key", "same", "other"),
     [
-        (_by_key, ("Bearer a", "10.0.0.2"), ("Bearer b", "10.0.0.1")),
-        (_by_address, ("Bearer b", "10.0.0.1"), ("Bearer a", "10.0.0.2")),
+        (True, ("Bearer a", "10.0.0.2"), ("Bearer b", "10.0.0.1")),
+        (False, ("Bearer b", "10.0.0.1"), ("Bearer a", "10.0.0.2")),
+        (False, ("", "::ffff:10.0.0.1"), ("", "::ffff:10.0.0.2")),
     ],
 )
-def test_clients_are_told_apart(whose, same, other):
-    mine = whose(request("Bearer a", "10.0.0.1"))
-    assert whose(request(*same)) == mine != whose(request(*other))
+def test_clients_are_told_apart(by_key, same, other):
+    mine = client("Bearer a", "10.0.0.1", by_key)
+    assert client(*same, by_key) == mine != client(*other, by_key)
+
+
+def test_all_addresses_of_an_ipv6_network_are_one_client():
+    mine = client("", "2001:db8:0:1::1", False)
+    assert client("", "2001:db8:0:1:a:b:c:d", False) == mine
+    assert client("", "2001:db8:0:2::1", False) != mine
+    assert client("", "fe80::1%eth0", False) == client("", "fe80::2%eth1", False)
 
 
 def told(swift: Swift) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import json
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +35,7 @@ EPILOG = """[bold]Examples[/bold]
 
   torchrun --nproc-per-node 2 -m swift_sd serve … --tensor-parallel 2 --early-stop 0.8
 """
+KEYS = "SWIFT_SD_API_KEY"
 NETWORK, LIMITS, REPLICAS = "Network", "Limits", "Replicas"
 USUAL = Limits()
 
@@ -61,7 +62,7 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            envvar="SWIFT_SD_API_KEY",
+            envvar=KEYS,
             help="Answer only who sends it. May be repeated.",
             rich_help_panel=NETWORK,
             show_default=False,
@@ -84,6 +85,22 @@ def serve(
             rich_help_panel=LIMITS,
         ),
     ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Clients call the server so; *.NAME for all below. May be repeated.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Believe its X-Forwarded-For: an address or network. May be repeated.",
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
     max_active: Annotated[
         int,
         typer.Option(min=1, metavar="N", help="Responses made in turn.", rich_help_panel=LIMITS),
@@ -170,25 +187,29 @@ def serve(
         raise ConfigError("--ray does not start torchrun's processes: drop --tensor-parallel")
     if replicas is not None and scale:
         raise ConfigError("--autoscaling decides how many replicas there are: drop --replicas")
-    for module in ("fastapi", "uvicorn", "openai", "prometheus_client"):
+    for module in ("fastapi", "uvicorn", "httptools", "openai", "prometheus_client"):
         _require(module, "serve")
     if ray:
         _require("ray", "ray")
     with progress("starting"):
+        from swift_sd.serve.hosts import is_loopback, known_hosts
         from swift_sd.serve.spec import Spec, named
+    keys = _keys(api_key)
     spec = Spec(
         named(models or [DEFAULT_MODEL]),
         dtype=dtype,
         device=device,
         config=config,
         limits=limits,
-        api_keys=tuple(api_key or ()),
+        api_keys=keys,
         strict_fields=strict_fields,
         cors=tuple(cors or ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
+        hosts=known_hosts(host, allowed_host or [], has_keys=bool(keys)),
         tensor_parallel=tensor_parallel,
         profile=profile.absolute() if profile is not None else None,
     )
-    if not (_is_loopback(host) or spec.api_keys):
+    if not (is_loopback(host) or keys):
         note(f"anyone who reaches {host} is answered; --api-key asks for a key")
     if ray:
         from swift_sd.serve import replicas as on_ray
@@ -258,11 +279,15 @@ def _require(module: str, extra: str) -> None:
         raise ConfigError(f"this needs more packages: pip install 'swift-sd[{extra}]'")
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _keys(given: list[str] | None) -> tuple[str, ...]:
+    """The API keys. Whoever sets the variable wants one, though what it holds may be missing.
+
+    Raises:
+        ConfigError: the variable is set and empty.
+    """
+    if not given and KEYS in os.environ:
+        raise ConfigError(f"{KEYS} is set but empty: give it a key, or unset it to answer anyone")
+    return tuple(given or ())
 
 
 def _written(address: str) -> str:

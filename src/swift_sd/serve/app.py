@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,18 @@ from fastapi.staticfiles import StaticFiles
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from swift_sd.serve import failures
+from swift_sd.serve import bodies, failures
 from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
+from swift_sd.serve.clients import client_of
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, ErrorBody
+from swift_sd.serve.hosts import Hosts
 from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Counted, Metrics
@@ -39,6 +42,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is refused; the message says why."},
     "5XX": {"model": ErrorBody, "description": "The server could not answer."},
 }
+REFERENCE = "#/components/schemas/{model}"
 EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 STREAMED: dict[str, Any] = {"text/event-stream": {"schema": EVENT}}
 
@@ -71,6 +75,8 @@ def create_app(
     metrics: Metrics,
     limits: Limits,
     api_keys: Sequence[str] = (),
+    trusted_proxies: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
     *,
     strict_fields: bool = False,
     cors: Sequence[str] = (),
@@ -84,6 +90,8 @@ def create_app(
         api_keys: one of them has to be given as a bearer token, if there are any.
         strict_fields: whether fields that are not known are refused.
         cors: origins whose pages may ask, from visitors' browsers; "*" for all.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
+        hosts: what a Host header may name, see `Hosts`; None: anything.
     """
     desk = Desk(engine, limits)
     metrics.watch(engine)
@@ -104,11 +112,12 @@ def create_app(
         openapi_url="/openapi.json",
     )
     failures.install(app)
+    _describe_bodies(app)
     app.include_router(_open_routes(desk))
     unknown = UnknownFields(strict_fields)
-    app.include_router(_routes(desk, metrics, _by_key if api_keys else _by_address, unknown))
+    app.include_router(_routes(desk, metrics, unknown, by_key=bool(api_keys)))
     app.mount("/static", StaticFiles(directory=STATIC))
-    guarded: ASGIApp = Keys(Transfer(app, limits), api_keys)
+    guarded: Any = Keys(Transfer(app, limits.transfer), api_keys)
     if cors:  # before keys: browsers ask without one whether they may ask
         guarded = CORSMiddleware(
             guarded,
@@ -117,6 +126,10 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER, "retry-after"],
         )
+    if hosts is not None:
+        guarded = Hosts(guarded, hosts)
+    if trusted_proxies:
+        guarded = ProxyHeadersMiddleware(guarded, list(trusted_proxies))
     return Paths(Counted(guarded, metrics))
 
 
@@ -140,18 +153,29 @@ def _open_routes(desk: Desk) -> APIRouter:
     return routes
 
 
-def _routes(
-    desk: Desk, metrics: Metrics, client: Callable[[Request], str], unknown: UnknownFields
-) -> APIRouter:
+def _routes(desk: Desk, metrics: Metrics, unknown: UnknownFields, *, by_key: bool) -> APIRouter:
     routes = APIRouter(responses=ERRORS)
     created = int(time.time())
 
-    async def answered(ask: Chat | Complete, request: Request, form: Form) -> Response:
-        told = unknown.headers(ask)
-        conversation = await while_connected(request, desk.open(ask, client(request)))
-        if isinstance(conversation, Response):  # the client has gone
-            return conversation
-        response = await reply(request, conversation, form, _streams(ask))
+    async def answered(
+        request: Request, kind: type[Chat | Complete], form: Callable[[str], Form]
+    ) -> Response:
+        client = client_of(request.scope, by_key=by_key)
+        with ExitStack() as place:
+            place.enter_context(desk.gate.passed(client))
+            body = await bodies.read(request, desk.size, desk.limits)
+            size = len(body)
+            ask = await while_connected(request, desk.parse(kind, body, client))
+            del body
+            if isinstance(ask, Response):  # the client has gone
+                return ask
+            told = unknown.headers(ask)
+            conversation = await while_connected(request, desk.open(ask, size, client, place))
+            if isinstance(conversation, Response):
+                return conversation
+        name, streams = ask.model, _streams(ask)
+        del ask  # what was asked is not kept while it is answered
+        response = await reply(request, conversation, form(name), streams)
         response.headers.update(told)
         return response
 
@@ -159,17 +183,21 @@ def _routes(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={200: {"content": STREAMED}},
+        openapi_extra=_body_of(Chat),
     )
-    async def chat(ask: Chat, request: Request) -> Response:
+    async def chat(request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        return await answered(ask, request, ChatForm(ask.model))
+        return await answered(request, Chat, ChatForm)
 
     @routes.post(
-        "/v1/completions", response_model=Completion, responses={200: {"content": STREAMED}}
+        "/v1/completions",
+        response_model=Completion,
+        responses={200: {"content": STREAMED}},
+        openapi_extra=_body_of(Complete),
     )
-    async def complete(ask: Complete, request: Request) -> Response:
+    async def complete(request: Request) -> Response:
         """Continue a text, whole or as a stream of server-sent events."""
-        return await answered(ask, request, TextForm(ask.model))
+        return await answered(request, Complete, TextForm)
 
     @routes.get("/v1/models")
     async def models() -> Models:
@@ -200,11 +228,21 @@ def _streams(ask: Ask) -> StreamOptions | None:
     return (ask.stream_options or StreamOptions()) if ask.stream else None
 
 
-def _by_key(request: Request) -> str:
-    """Whose turn it is, where keys are asked for."""
-    return hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+def _body_of(kind: type[Ask]) -> dict[str, Any]:
+    """For a route's document; FastAPI would parse the body on the event loop."""
+    schema = {"$ref": REFERENCE.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _by_address(request: Request) -> str:
-    """Whose turn it is, where a key may be anything."""
-    return request.client.host if request.client else ""
+def _describe_bodies(app: FastAPI) -> None:
+    """Put what `_body_of` refers to into the app's document."""
+    document = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            kinds: Any = [(kind, "validation") for kind in (Chat, Complete)]
+            _, schemas = models_json_schema(kinds, ref_template=REFERENCE)
+            document()["components"]["schemas"].update(schemas["$defs"])
+        return document()
+
+    app.openapi = described  # type: ignore[method-assign]  # as FastAPI's documentation has it

@@ -6,23 +6,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from swift_sd.errors import PromptError, SwiftError
+from swift_sd.serve import bodies
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.failures import ApiError, as_api_error
 from swift_sd.serve.gate import Gate
 from swift_sd.serve.jobs import Event, Failure, Job
 from swift_sd.serve.limits import Limits
+from swift_sd.serve.reader import Reader
 from swift_sd.serve.requests import Ask, Chat, Complete
 from swift_sd.serve.served import Served
 
 log = logging.getLogger(__name__)
+A = TypeVar("A", bound=Ask)
 
 
 class Conversation:
@@ -80,8 +83,8 @@ class Desk:
         self.engine = engine
         self.limits = limits
         self.gate = Gate(limits.places)
-        # One thread reads prompts: a huge one delays other prompts, never the answers being made.
-        self._reader = ThreadPoolExecutor(1, "swift-reader")
+        self.size = bodies.size_for(engine.models.values(), limits)
+        self._reader = Reader()
 
     def model(self, name: str) -> Served:
         """A model by its name; nothing but the configured names leads anywhere.
@@ -100,31 +103,47 @@ class Desk:
             )
         return served
 
-    async def open(self, ask: Chat | Complete, client: str) -> Conversation:
+    async def parse(self, kind: type[A], body: bytes, client: str) -> A:
+        """What a body asks for.
+
+        Raises:
+            ApiError: 400, it cannot be parsed; says why.
+            RequestValidationError: it is not a `kind`.
+        """
+        work = partial(bodies.parsed, kind, body, self.size)
+        return await self._reader.run(client, len(body), work)
+
+    async def open(
+        self, ask: Chat | Complete, size: int, client: str, place: ExitStack
+    ) -> Conversation:
         """Check a request and hand it to the engine.
+
+        Args:
+            ask: what is asked.
+            size: bytes of it.
+            client: who asks.
+            place: what the request holds while it is answered; the conversation gives it back.
 
         Raises:
             ApiError: it cannot be answered; says why.
         """
         arrival = time.monotonic()
         served = self.model(ask.model)
-        with ExitStack() as place:
-            place.enter_context(self.gate.passed(client))
-            inputs = await self._read(served, ask)
-            room = self._room(served, ask, inputs["input_ids"].shape[1])
-            job = Job(
-                served.name,
-                client,
-                inputs,
-                {
-                    **ask.sampling(),
-                    "max_new_tokens": min(ask.wanted or room, room, self.limits.tokens),
-                },
-                deadline=arrival + self.limits.seconds,
-                stop=ask.stops,
-                seed=ask.seed,
-            )
-            conversation = Conversation(self.engine, job, place.pop_all())
+        inputs = await self._read(served, ask, size, client)
+        room = self._room(served, ask, inputs["input_ids"].shape[1])
+        job = Job(
+            served.name,
+            client,
+            inputs,
+            {
+                **ask.sampling(),
+                "max_new_tokens": min(ask.wanted or room, room, self.limits.tokens),
+            },
+            deadline=arrival + self.limits.seconds,
+            stop=ask.stops,
+            seed=ask.seed,
+        )
+        conversation = Conversation(self.engine, job, place.pop_all())
         try:
             conversation.start()
         except BaseException as error:
@@ -133,14 +152,13 @@ class Desk:
         return conversation
 
     def close(self) -> None:
-        """Stop reading prompts."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        """Stop reading requests."""
+        self._reader.close()
 
-    async def _read(self, served: Served, ask: Ask) -> dict[str, Tensor]:
-        loop = asyncio.get_running_loop()
+    async def _read(self, served: Served, ask: Ask, size: int, client: str) -> dict[str, Tensor]:
         work: Callable[[], dict[str, Tensor]] = partial(_encoded, served, ask)
         try:
-            return await loop.run_in_executor(self._reader, work)
+            return await self._reader.run(client, size, work)
         except PromptError as error:
             raise ApiError(400, str(error), param=ask.subject) from None
         except ValueError as error:  # SwiftError is one, and so is what tokenizers object to

@@ -19,6 +19,7 @@ from swift_sd.serve.requests import ROLES
 
 log = logging.getLogger(__name__)
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+GONE = 499  # what nginx logs for a client that closed the connection; nobody receives it
 LONGEST = 500  # characters of a message
 
 

@@ -12,7 +12,6 @@ from swift_sd.serve.failures import ApiError
 
 OPEN = {"/", "/health", "/openapi.json"}
 OPEN_FOLDER = "/static/"
-SMALL = 2**16  # bytes
 
 
 class Keys:
@@ -30,15 +29,11 @@ class Keys:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it with 401."""
         if scope["type"] == "http" and not self._is_let_in(scope):
-            length = Headers(scope=scope).get("content-length", "0")
-            is_small = length.isdecimal() and int(length) <= SMALL
-            # The server reads a small body and forgets it; it does not wait for a large one.
-            leave = {} if is_small else {"Connection": "close"}
             refusal = ApiError(
                 401,
                 "the API key is missing or wrong; send it as Authorization: Bearer …",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer", **leave},
+                headers={"WWW-Authenticate": "Bearer"},
             )
             await refusal.response()(scope, receive, send)
             return

@@ -16,7 +16,8 @@ class Limits:
         waiting: requests that may wait behind them; further ones are refused with 429.
         tokens: longest answer; also the answer's limit where a chat request names none.
         seconds: from a request's arrival to its last token; then the answer ends as it stands.
-        body: bytes of a request.
+        body: bytes of a request; fewer where they would not fit into the models' contexts.
+        idle: seconds that a connection may bring nothing, outside requests and within their bodies.
         transfer: seconds that reading a request, or sending one piece of an answer, may take.
         grace: seconds that running responses get to finish when the server is stopped.
 
@@ -29,6 +30,7 @@ class Limits:
     tokens: int = 4096
     seconds: float = 600.0
     body: int = 4 * 2**20
+    idle: float = 20.0
     transfer: float = 60.0
     grace: float = 30.0
 
@@ -41,3 +43,8 @@ class Limits:
     def places(self) -> int:
         """Requests inside the server at one time."""
         return self.active + self.waiting
+
+    @property
+    def connections(self) -> int:
+        """Connections at one time; a new one beyond them takes the place of an idle one."""
+        return 4 * self.places + 256

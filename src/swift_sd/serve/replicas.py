@@ -38,6 +38,8 @@ class Replica:
             self._metrics,
             spec.limits,
             spec.api_keys,
+            spec.trusted_proxies,
+            spec.hosts,
             strict_fields=spec.strict_fields,
             cors=spec.cors,
         )

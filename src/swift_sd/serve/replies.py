@@ -14,12 +14,11 @@ from starlette.types import Receive, Scope, Send
 from swift_sd.serve.answers import Form, server_sent
 from swift_sd.serve.answers import event as as_event
 from swift_sd.serve.desk import Conversation
-from swift_sd.serve.failures import ApiError
+from swift_sd.serve.failures import GONE, ApiError
 from swift_sd.serve.jobs import Delta, End, Event
 from swift_sd.serve.requests import StreamOptions
 
 T = TypeVar("T")
-GONE = 499  # what nginx logs for a client that closed the connection; nobody receives it
 
 
 async def reply(

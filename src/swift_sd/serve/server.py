@@ -6,11 +6,13 @@ import asyncio
 import math
 import socket
 from contextlib import suppress
+from functools import partial
 
 import uvicorn
 
 from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.app import LAST_STEP, create_app
+from swift_sd.serve.connections import Connection
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -69,20 +71,33 @@ def make_server(
     limits: Limits,
     *,
     api_keys: tuple[str, ...] = (),
+    trusted_proxies: tuple[str, ...] = (),
+    hosts: tuple[str, ...] | None = None,
     strict_fields: bool = False,
     cors: tuple[str, ...] = (),
     log_level: str = "info",
 ) -> Server:
     """A server that is not running yet; `run(sockets=[…])` blocks until it is stopped."""
     config = uvicorn.Config(
-        create_app(engine, metrics, limits, api_keys, strict_fields=strict_fields, cors=cors),
+        create_app(
+            engine,
+            metrics,
+            limits,
+            api_keys,
+            trusted_proxies,
+            hosts,
+            strict_fields=strict_fields,
+            cors=cors,
+        ),
         log_level=log_level,
         access_log=False,
         # Behind our own, which lets clients know.
         timeout_graceful_shutdown=math.ceil(limits.grace + LAST_STEP),
-        # Behind all limits of our own: so many connections at one time.
-        limit_concurrency=4 * limits.places + 256,
+        http=partial(Connection, most=limits.connections),  # type: ignore[arg-type]
+        ws="none",
+        timeout_keep_alive=limits.idle,  # type: ignore[arg-type]  # fractions are fine
         server_header=False,
+        proxy_headers=False,  # the app believes whom it was told to, and not the whole machine
     )
     return Server(config, engine, limits.grace)
 
@@ -99,6 +114,8 @@ def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
         metrics,
         spec.limits,
         api_keys=spec.api_keys,
+        trusted_proxies=spec.trusted_proxies,
+        hosts=spec.hosts,
         strict_fields=spec.strict_fields,
         cors=spec.cors,
         log_level="warning",

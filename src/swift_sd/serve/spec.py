@@ -12,6 +12,7 @@ from swift_sd import loading
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.serve import lockstep
+from swift_sd.serve.clients import check_proxies
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -32,6 +33,8 @@ class Spec:
         config: how to draft.
         limits: what clients may ask for.
         api_keys: one of them has to be given, if there are any.
+        trusted_proxies: addresses or networks whose X-Forwarded-For is believed.
+        hosts: what a Host header may name, see `hosts.known_hosts`; None: anything.
         strict_fields: whether fields of requests that are not known are refused.
         cors: origins whose pages may ask, as `https://host:port`; "*" for all.
         profile: a file that keeps what is learned.
@@ -39,7 +42,8 @@ class Spec:
 
     Raises:
         ConfigError: no model, or several for one profile, or nothing for it to keep; a key that
-            cannot be sent; an origin that is none; drafts that would differ between processes.
+            cannot be sent; a proxy or an origin that is none; drafts that would differ between
+            processes.
     """
 
     models: dict[str, str]
@@ -48,6 +52,8 @@ class Spec:
     config: SwiftConfig = field(default_factory=SwiftConfig)
     limits: Limits = field(default_factory=Limits)
     api_keys: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    hosts: tuple[str, ...] | None = None
     strict_fields: bool = False
     cors: tuple[str, ...] = ()
     profile: Path | None = None
@@ -72,6 +78,7 @@ class Spec:
         for key in self.api_keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigError("an API key must be of ASCII characters without spaces")
+        check_proxies(self.trusted_proxies)
         for origin in self.cors:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ConfigError(
