@@ -64,24 +64,35 @@ class Target:
         finally:
             made.close()
 
+    def head(self, **more: str) -> bytes:
+        given = self.headers(Host="localhost", **more)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in given.items())
+        return f"POST {CHATS} HTTP/1.1\r\n{lines}\r\n".encode()
+
     def send(self, body: bytes, missing: int = 0) -> socket.socket:
         """A connection on which something was asked, `missing` bytes left, and nothing is read."""
         raw = self.connect()
-        size = len(body) + missing
-        given = {"Host": "localhost", "Content-Length": str(size), **self.headers()}
-        head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
         with contextlib.suppress(OSError):
-            raw.sendall(f"POST {CHATS} HTTP/1.1\r\n{head}\r\n".encode() + body)
+            raw.sendall(self.head(**{"Content-Length": str(len(body) + missing)}) + body)
         return raw
 
 
 CHATS = "/v1/chat/completions"
+Attack = Callable[[Target], Counter[int]]
 
 
 def chat(content: str = "Why is the sky blue?", **fields: object) -> bytes:
     messages = [{"role": "user", "content": content}]
     body = {"model": "smollm2-135m", "messages": messages, "temperature": 0, **fields}
     return json.dumps(body).encode()
+
+
+def keys(count: int) -> dict[str, int]:
+    return {f"k{n}": n for n in range(count)}
+
+
+def words(size: int) -> str:
+    return "hello world " * (size // 12)
 
 
 def together(count: int, work: Callable[[int], int]) -> Counter[int]:
@@ -112,10 +123,8 @@ def tiny_chunks(target: Target) -> Counter[int]:
 
     def one(_: int) -> int:
         with target.connect() as raw:
-            given = {"Host": "localhost", "Transfer-Encoding": "chunked", **target.headers()}
-            head = "".join(f"{name}: {value}\r\n" for name, value in given.items())
             try:
-                raw.sendall(f"POST {CHATS} HTTP/1.1\r\n{head}\r\n".encode())
+                raw.sendall(target.head(**{"Transfer-Encoding": "chunked"}))
                 raw.sendall(b"1\r\nx\r\n" * 1_000_000 + b"0\r\n\r\n")
                 return int(raw.recv(100).split()[1])
             except (OSError, IndexError):
@@ -124,38 +133,26 @@ def tiny_chunks(target: Target) -> Counter[int]:
     return together(8, one)
 
 
-def unknown_keys(target: Target) -> Counter[int]:
-    """400,000 unknown keys in a body, four at a time."""
-    body = chat(**{f"k{n}": 1 for n in range(400_000)})
-    return together(4, lambda _: target.ask("POST", CHATS, body))
+def asking(count: int, body: Callable[[], bytes], **headers: str) -> Attack:
+    """The same request, `count` times at once."""
 
+    def attack(target: Target) -> Counter[int]:
+        made = body()
+        return together(count, lambda _: target.ask("POST", CHATS, made, **headers))
 
-def keys_that_fit(target: Target) -> Counter[int]:
-    """As many keys as are parsed, with as many values, eight at a time."""
-    body = chat(metadata={f"k{n}": [] for n in range(8_000)}, **{f"k{n}": 1 for n in range(8_000)})
-    return together(8, lambda _: target.ask("POST", CHATS, body))
-
-
-def long_prompts(target: Target, size: int = LARGE) -> Counter[int]:
-    """Eight prompts at a time."""
-    body = chat("hello world " * (size // 12))
-    return together(8, lambda _: target.ask("POST", CHATS, body))
-
-
-def longest_prompts(target: Target) -> Counter[int]:
-    """Eight prompts at a time of the size that is just read, and then found too long."""
-    return long_prompts(target, READ)
+    return attack
 
 
 def sent_and_left(target: Target) -> Counter[int]:
     """200 large requests, and 200 that are just read; their clients leave as soon as they sent."""
 
-    def one(n: int) -> int:
-        target.send(bodies[n % 2]).close()
+    def one(_: int) -> int:
+        for n in range(20):
+            target.send(bodies[n % 2]).close()
         return 0
 
-    bodies = [chat("hello world " * (size // 12)) for size in (LARGE, READ)]
-    return together(400, one)
+    bodies = [chat(words(size)) for size in (LARGE, READ)]
+    return together(20, one)
 
 
 def silent_connections(target: Target, body: bytes | None = None) -> Counter[int]:
@@ -175,40 +172,30 @@ def slow_bodies(target: Target) -> Counter[int]:
 def forged_addresses(target: Target) -> Counter[int]:
     """200 long answers at a time, each asked for from another address, as it says."""
 
+    body = chat("Tell me a long story.", max_tokens=300)
+
     def one(n: int) -> int:
         forged = f"192.0.2.{n}"
-        body = chat("Tell me a long story.", max_tokens=300)
         return target.ask("POST", CHATS, body, **{"X-Forwarded-For": forged})
 
     return together(200, one)
 
 
-def other_hosts(target: Target) -> Counter[int]:
-    """What a page sees whose name was rebound to 127.0.0.1."""
-    return together(8, lambda _: target.ask("POST", CHATS, chat(max_tokens=8), Host="evil.example"))
-
-
-def two_long_answers(target: Target) -> Counter[int]:
-    """Two long answers of one client."""
-    body = chat("Tell me a long story.", max_tokens=2000)
-    return together(2, lambda _: target.ask("POST", CHATS, body))
-
-
 # name: (one wave of it, whether the server asks for keys, whether the attacker has one)
-ATTACKS: dict[str, tuple[Callable[[Target], Counter[int]], bool, bool]] = {
+ATTACKS: dict[str, tuple[Attack, bool, bool]] = {
     "nothing": (nothing, True, False),
     "header of 100 MB": (huge_header, True, False),
     "chunks of a byte": (tiny_chunks, True, True),
-    "400,000 unknown keys": (unknown_keys, True, True),
-    "keys that fit": (keys_that_fit, True, True),
-    "prompts of 3.9 MiB": (long_prompts, True, True),
-    "longest prompts": (longest_prompts, True, True),
+    "400,000 unknown keys": (asking(4, lambda: chat(**keys(400_000))), True, True),
+    "as many keys as fit": (asking(8, lambda: chat(**keys(8_000))), True, True),
+    "prompts of 3.9 MiB": (asking(8, lambda: chat(words(LARGE))), True, True),
+    "prompts just read": (asking(8, lambda: chat(words(READ))), True, True),
     "sent and left": (sent_and_left, True, True),
     "530 silent connections": (silent_connections, True, False),
     "530 slow bodies": (slow_bodies, True, True),
     "forged X-Forwarded-For": (forged_addresses, False, False),
-    "other Host": (other_hosts, False, False),
-    "two long answers": (two_long_answers, True, True),
+    "other Host": (asking(8, lambda: chat(max_tokens=8), Host="evil.example"), False, False),
+    "two long answers": (asking(2, lambda: chat("Tell me a story.", max_tokens=2000)), True, True),
 }
 
 
@@ -232,7 +219,7 @@ def serving(has_keys: bool, source: str | None) -> Iterator[tuple[int, psutil.Pr
             process.kill()
 
 
-def waves(attack: Callable[[Target], Counter[int]], target: Target, statuses, seconds) -> None:
+def waves(attack: Attack, target: Target, statuses, seconds) -> None:
     """Called in the attacker's process."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

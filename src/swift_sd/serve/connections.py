@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import time
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +34,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._most = most
         self._deadline: asyncio.TimerHandle | None = None  # while no request is being answered
+        self._idle_since = 0.0  # finer than the loop's clock, which may stand for a millisecond
         self._surplus = 0  # bytes of this request, less two for each one of its body
         self._head = self._body = self._chunks = 0  # bytes of headers and body; pieces of it
         self._is_large = self._is_refused = False
@@ -137,6 +138,7 @@ class Connection(HttpToolsProtocol):
         if self._is_busy:
             self._rest()
         elif self._deadline is None and not self.transport.is_closing():
+            self._idle_since = time.perf_counter()
             self._deadline = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -148,10 +150,7 @@ class Connection(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """End the connection that has been idle for longest; this one if no other is."""
-        idle = (one for one in self.connections if isinstance(one, Connection) and one._deadline)
-        oldest = min(idle, key=Connection._ends)
+        idle = [one for one in self.connections if isinstance(one, Connection) and one._deadline]
+        oldest = min(idle, key=lambda one: one._idle_since)
         oldest._rest()  # else it would be chosen again before it is gone
         oldest.transport.close()
-
-    def _ends(self) -> float:
-        return self._deadline.when() if self._deadline is not None else math.inf
