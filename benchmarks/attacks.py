@@ -84,11 +84,11 @@ Attack = Callable[[Target], Counter[int]]
 def chat(content: str = "Why is the sky blue?", **fields: object) -> bytes:
     messages = [{"role": "user", "content": content}]
     body = {"model": "smollm2-135m", "messages": messages, "temperature": 0, **fields}
-    return json.dumps(body).encode()
+    return json.dumps(body, separators=(",", ":")).encode()
 
 
 def keys(count: int) -> dict[str, int]:
-    return {f"k{n}": n for n in range(count)}
+    return {f"{n:x}": 1 for n in range(count)}
 
 
 def words(size: int) -> str:
@@ -100,8 +100,7 @@ def together(count: int, work: Callable[[int], int]) -> Counter[int]:
         return Counter(pool.map(work, range(count)))
 
 
-def nothing(target: Target) -> Counter[int]:
-    """What the figures are without an attack."""
+def nothing(_: Target) -> Counter[int]:
     time.sleep(1)
     return Counter()
 
@@ -174,11 +173,9 @@ def forged_addresses(target: Target) -> Counter[int]:
 
     body = chat("Tell me a long story.", max_tokens=300)
 
-    def one(n: int) -> int:
-        forged = f"192.0.2.{n}"
-        return target.ask("POST", CHATS, body, **{"X-Forwarded-For": forged})
-
-    return together(200, one)
+    return together(
+        200, lambda n: target.ask("POST", CHATS, body, **{"X-Forwarded-For": f"192.0.2.{n}"})
+    )
 
 
 # name: (one wave of it, whether the server asks for keys, whether the attacker has one)
@@ -220,7 +217,6 @@ def serving(has_keys: bool, source: str | None) -> Iterator[tuple[int, psutil.Pr
 
 
 def waves(attack: Attack, target: Target, statuses, seconds) -> None:
-    """Called in the attacker's process."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         statuses.put(attack(target))
@@ -231,7 +227,6 @@ def honest_seconds(target: Target) -> float:
     while target.ask("POST", CHATS, chat(max_tokens=32)) != 200:  # as clients do, try again
         if time.monotonic() - begin > PATIENCE:
             break
-        time.sleep(0.5)
     return time.monotonic() - begin
 
 
@@ -245,8 +240,7 @@ def measured(name: str, seconds: float, source: str | None) -> dict[str, object]
         target = Target(port, "other" if knows_key else None)
         attacker = multiprocessing.Process(target=waves, args=(attack, target, statuses, seconds))
         attacker.start()
-        health: list[float] = []
-        failed = 0
+        failed, health = 0, []
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             served: list[float] = []
             asking = pool.submit(honest_seconds, honest)
