@@ -129,13 +129,12 @@ def test_a_server_whose_engine_has_died_fails(monkeypatch):
     def dead(self, sockets):
         engine.failure = RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(server, "make_engine", lambda spec, served: (engine, Metrics()))
     monkeypatch.setattr(server.Server, "run", dead)
     with (
         server.listen("127.0.0.1", 0, 60) as listener,
         pytest.raises(SwiftError, match="a fault of ours"),
     ):
-        server.run(Spec({"a": "b"}), [], listener)
+        server.run(Spec({"a": "b"}), engine, Metrics(), listener)
 
 
 def _asked(url: str, model: str) -> None:

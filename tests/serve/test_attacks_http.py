@@ -20,6 +20,7 @@ from swift_sd.serve.engine import Load
 from swift_sd.serve.hosts import known_hosts
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.reader import SHORT, Reader
+from swift_sd.serve.served import longest_token
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 PATH = "/v1/chat/completions"
@@ -182,7 +183,7 @@ def test_bodies_that_take_long_to_parse_are_refused_off_the_event_loop(server, m
 
 
 def test_a_body_is_no_larger_than_the_context_can_hold(server, bytes_tokenizer, byte_model):
-    assert bodies.longest_token(bytes_tokenizer) == len("<pad>")
+    assert longest_token(bytes_tokenizer) == len("<pad>")
     context = byte_model.config.max_position_embeddings
     most = bodies.size_for(server.engine.models.values(), Limits()).bytes
     assert most == bodies.FLOOR + context * len("<pad>")

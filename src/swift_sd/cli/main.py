@@ -22,7 +22,7 @@ from swift_sd.cli.search import EPILOG as SEARCH_EPILOG
 from swift_sd.cli.search import search
 from swift_sd.cli.serve import EPILOG as SERVE_EPILOG
 from swift_sd.cli.serve import serve
-from swift_sd.cli.terminal import fail
+from swift_sd.cli.terminal import ended_by_sigterm, fail
 from swift_sd.errors import SwiftError
 
 REFUSED, INTERRUPTED = 2, 130
@@ -73,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 if all went well, 2 if what was asked for was refused (one line on stderr says why), 130 if
     it was interrupted.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with ended_by_sigterm():
+        return _run(list(sys.argv[1:] if arguments is None else arguments) or ["--help"])
+
+
+def _run(given: list[str]) -> int:
     _never_fail_to_print()
     try:
         # The command itself, not `app(…)`, which installs a hook for uncaught exceptions.

@@ -224,21 +224,27 @@ def serve(
 def _serve_here(spec: Spec, host: str, port: int) -> bool:
     """Until it is told to stop; whether all other processes, if there are any, know of it."""
     from swift_sd.cli.session import quiet_transformers
+    from swift_sd.serve.served import Served
     from swift_sd.serve.server import listen, run
-    from swift_sd.serve.spec import load
+    from swift_sd.serve.spec import load, loading_engine
 
     # A taken port fails at once.
     with listen(host, port, spec.limits.transfer) as listener, quiet_transformers():
-        with progress("loading") as tell:
-            served = load(spec, tell)
         address = listener.getsockname()
-        note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
-        leaders = [one.leader for one in served if one.leader is not None]
+
+        def make() -> list[Served]:
+            with progress("loading") as tell:
+                served = load(spec, tell)
+            note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
+            return served
+
+        engine, metrics = loading_engine(spec, make)
         try:
-            run(spec, served, listener)
+            run(spec, engine, metrics, listener)
         except KeyboardInterrupt:
-            if not leaders:
+            if spec.tensor_parallel == 1:
                 raise
+        leaders = [one.leader for one in engine.models.values() if one.leader is not None]
         return all(leader.has_ended for leader in leaders)
 
 
@@ -252,10 +258,10 @@ def _serve_split(spec: Spec, host: str, port: int) -> None:
     if lockstep.join(spec.tensor_parallel) == 0:
         is_known = _serve_here(spec, host, port)
     else:
-        for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first one decides
-            signal.signal(number, signal.SIG_IGN)
         with quiet_transformers():
             served = load(spec, lambda message: None)
+            for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first decides
+                signal.signal(number, signal.SIG_IGN)
             lockstep.follow({one.name: one.swift for one in served})
     lockstep.leave(0 if is_known else 1)  # torchrun ends those that do not know
 

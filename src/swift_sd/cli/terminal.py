@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,6 +29,28 @@ def progress(message: str) -> Iterator[Tell]:
         return
     with console.status(f"[dim]{message} …") as status:
         yield lambda text: status.update(f"[dim]{text} …")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """End at SIGTERM as a program does that does not handle it, as process 1 of a container too.
+
+    The kernel ignores what process 1 does not handle.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(0)  # process 1 is still there
 
 
 def write(piece: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
@@ -57,7 +57,7 @@ class Models(BaseModel):
 class Health(BaseModel):
     """The body of `GET /health`."""
 
-    status: str
+    status: Literal["ok", "loading", "stalled", "stopping"]
     active: int
     waiting: int
 
@@ -142,13 +142,13 @@ def _open_routes(desk: Desk) -> APIRouter:
         headers = {"Content-Security-Policy": CONTENT, "X-Content-Type-Options": "nosniff"}
         return FileResponse(STATIC / "index.html", headers=headers)
 
-    @routes.get("/health")
-    async def health() -> Health:
-        """Whether requests are answered; 503 while the server stops."""
-        load = desk.engine.load
-        if not desk.engine.is_alive:
-            raise ApiError(503, "the server is shutting down")
-        return Health(status="ok", active=load.active, waiting=load.waiting)
+    @routes.get("/health", responses={503: {"model": Health}})
+    async def health(response: Response) -> Health:
+        """Whether requests are answered; 503 while models load, a step hangs, or it stops."""
+        load, status = desk.engine.load, desk.engine.health
+        if status != "ok":
+            response.status_code = 503
+        return Health(status=status, active=load.active, waiting=load.waiting)
 
     return routes
 
@@ -202,7 +202,7 @@ def _routes(desk: Desk, metrics: Metrics, unknown: UnknownFields, *, by_key: boo
     @routes.get("/v1/models")
     async def models() -> Models:
         """The models that can be asked."""
-        return Models(data=[model_card(name, created) for name in desk.engine.models])
+        return Models(data=[model_card(name, created) for name in desk.models])
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Model:
@@ -212,7 +212,7 @@ def _routes(desk: Desk, metrics: Metrics, unknown: UnknownFields, *, by_key: boo
     @routes.get("/status")
     async def status() -> Status:
         """What each model does now: speeds, skipped sublayers, accepted lengths."""
-        load, served = desk.engine.load, desk.engine.models
+        load, served = desk.engine.load, desk.models
         states = {name: one.figures.state() for name, one in served.items()}
         return Status(active=load.active, waiting=load.waiting, models=states)
 

@@ -12,7 +12,6 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
-from transformers import PreTrainedTokenizerBase
 
 from swift_sd.serve.failures import GONE, ApiError
 from swift_sd.serve.limits import Limits
@@ -46,21 +45,9 @@ def size_for(models: Iterable[Served], limits: Limits) -> Size:
         context = served.swift.context_length
         if context is None:
             return Size(limits.body, limits.body // 4)
-        text = FLOOR + context * longest_token(served.tokenizer)
+        text = FLOOR + context * served.longest_token
         most = Size(max(most.bytes, text), max(most.values, KEYS + context))
     return Size(min(most.bytes, limits.body), most.values)
-
-
-def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Bytes of text that one token stands for, at most."""
-    most = 0
-    for size, token in sorted(
-        ((len(text.encode()), token) for text, token in tokenizer.get_vocab().items()), reverse=True
-    ):
-        if size <= most:  # what a vocabulary calls a token is no shorter than its text
-            break
-        most = max(most, len(str(tokenizer.decode([token])).encode()))
-    return most
 
 
 async def read(request: Request, size: Size, limits: Limits) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from swift_sd.errors import PromptError, SwiftError
 from swift_sd.serve import bodies
-from swift_sd.serve.engine import Engine
+from swift_sd.serve.engine import Engine, Refused
 from swift_sd.serve.failures import ApiError, as_api_error
 from swift_sd.serve.gate import Gate
 from swift_sd.serve.jobs import Event, Failure, Job
@@ -83,18 +83,37 @@ class Desk:
         self.engine = engine
         self.limits = limits
         self.gate = Gate(limits.places)
-        self.size = bodies.size_for(engine.models.values(), limits)
         self._reader = Reader()
+
+    @property
+    def size(self) -> bodies.Size:
+        """What a request may bring.
+
+        Raises:
+            ApiError: 503, that is not known yet.
+        """
+        return bodies.size_for(self.models.values(), self.limits)
+
+    @property
+    def models(self) -> Mapping[str, Served]:
+        """What can be asked.
+
+        Raises:
+            ApiError: 503, that is not known yet.
+        """
+        if self.engine.is_loading:
+            raise as_api_error(Refused("the models are being loaded; ask again in a moment"))
+        return self.engine.models
 
     def model(self, name: str) -> Served:
         """A model by its name; nothing but the configured names leads anywhere.
 
         Raises:
-            ApiError: 404, there is none.
+            ApiError: 404, there is none; 503, that is not known yet.
         """
-        served = self.engine.models.get(name)
+        served = self.models.get(name)
         if served is None:
-            known = ", ".join(self.engine.models)
+            known = ", ".join(self.models)
             raise ApiError(
                 404,
                 f"there is no model {name[:100]!r}; this server has {known}",

@@ -8,47 +8,35 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal
 
 import torch
 
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import SwiftError
+from swift_sd.serve.companions import Chores, Loaded, Observer
 from swift_sd.serve.jobs import Failure, Job
 from swift_sd.serve.lockstep import Parted
 from swift_sd.serve.response import Response
 from swift_sd.serve.served import Served
+from swift_sd.serve.turns import Turns
 from swift_sd.serve.waiting import Waiting
 
 log = logging.getLogger(__name__)
 IDLE = 1.0  # seconds between two looks at what has to be done now and then
+# Seconds after which a step is said to hang: one that reads a prompt may take so long for each
+# started thousand tokens.
+SILENCE, THOUSAND = 60.0, 1024
 # After these no further step can be done: another process has to take over. A GPU that has met an
 # error of this kind refuses all that follows (older releases of torch have no name for it).
 FATAL = (Parted, getattr(torch, "AcceleratorError", Parted))
 
 
+Health = Literal["loading", "ok", "stalled", "stopping"]
+
+
 class Refused(Exception):  # noqa: N818 - says what became of the request
     """Raised for a request that cannot be taken, or was not answered in time."""
-
-
-class Chores(Protocol):
-    """What has to be done now and then, on the engine's thread."""
-
-    def __call__(self) -> None:
-        """Called between steps, often; must be quick when there is nothing to do."""
-        ...
-
-    def finish(self) -> None:
-        """Called once, when no more steps follow."""
-        ...
-
-
-class Observer(Protocol):
-    """Is told what happens, on the engine's thread."""
-
-    def stepped(self, model: str, step: Step, seconds: float) -> None:
-        """A step was done in `seconds` of wall time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,18 +48,22 @@ class Load:
 
 
 class Engine:
-    """Answers jobs with a few responses at a time, a step of each in turn.
+    """Answers jobs, several at a time, a step here and a step there: clients share its time.
 
     All models run on one thread: they share the machine anyway, what steps cost is measured while
     nothing else runs, and torch's random numbers belong to one response at a time.
 
     Args:
         models: what can be asked.
-        active: responses in turn.
+        active: responses in progress, each of which holds a cache. A client that has none gets one
+            even beyond that, as long as there are not twice as many.
         observer: is told of every step.
         chores: done between steps and at the end.
+        load: makes models and chores instead, on the engine's thread.
+        clock: seconds, for turns and for what hangs.
 
     Attributes:
+        models: by name; none while they are being loaded.
         failure: what the engine died of, if it did.
         on_end: called when nothing is answered any more, on the engine's thread.
     """
@@ -82,16 +74,23 @@ class Engine:
         active: int,
         observer: Observer | None = None,
         chores: Chores | None = None,
+        *,
+        load: Callable[[], Loaded] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.models = {served.name: served for served in models}
         self._most_active = active
         self._observer = observer
         self._chores = chores
+        self._load = load
+        self._clock = clock
+        self._due = clock() + SILENCE  # when the running step hangs, if it still runs then
         self.failure: Exception | None = None
         self.on_end: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
-        self._waiting = Waiting()
-        self._active: list[Response] = []
+        self._waiting: Waiting[Job] = Waiting()
+        self._turns = Turns()
+        self._active: list[Response] = []  # the one that had its last step latest comes last
         self._is_draining = self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="swift-engine", daemon=True)
 
@@ -103,6 +102,22 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether it takes jobs and answers them."""
         return self._thread.is_alive() and not self._is_draining
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether models are being made, which cannot be interrupted."""
+        return self._load is not None and self._thread.is_alive()
+
+    @property
+    def health(self) -> Health:
+        """What it is about: "stalled" if nothing has come of what is to be done for too long."""
+        if not self.is_alive:
+            return "stopping"
+        if self.is_loading:
+            return "loading"
+        load = self.load
+        is_late = self._clock() > self._due
+        return "stalled" if is_late and (load.active or load.waiting) else "ok"
 
     @property
     def load(self) -> Load:
@@ -119,11 +134,13 @@ class Engine:
         with self._changed:
             if self._is_draining or not self._thread.is_alive():
                 raise Refused("the server is shutting down; ask again in a moment")
+            if self.is_loading:
+                raise Refused("the models are being loaded; ask again in a moment")
             self._waiting.put(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for `job` any more: its response ends within a step."""
+        """Nobody waits for `job` any more: it is forgotten, a response in progress within a step."""
         job.cancelled.set()
         with self._changed:
             self._waiting.discard(job)
@@ -146,22 +163,25 @@ class Engine:
             self._changed.notify()
 
     def close(self, timeout: float) -> None:
-        """Give up what still runs; wait `timeout` seconds for that."""
+        """Give up what still runs; wait `timeout` seconds for that, but never for models."""
         self.give_up()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None and not self.is_loading:
             self._thread.join(timeout)
 
     def _run(self) -> None:
         try:
+            self._make_models()
             while self._ready():
                 self._turn()
                 if self._chores is not None:
                     self._guarded(self._chores)
         except Exception as error:
             self.failure = error
-            log.exception("the engine has died")
+            if not isinstance(error, SwiftError):  # which says all by itself
+                log.exception("the engine has died")
         finally:  # whatever happened, nobody shall wait for ever
             self.drain()
+            self._load = None
             over = Failure(Refused("the server was shut down; ask again in a moment"))
             for response in self._active:
                 self._guarded(partial(response.job.deliver, over))
@@ -172,6 +192,14 @@ class Engine:
                 self._guarded(leader.end)
             self.on_end()
 
+    def _make_models(self) -> None:
+        if self._load is None:
+            return
+        loaded = self._load()
+        self._chores = loaded.chores
+        self.models |= {served.name: served for served in loaded.models}
+        self._load = None
+
     def _guarded(self, work: Callable[[], object]) -> None:
         """Do what no answer depends on."""
         try:
@@ -181,12 +209,13 @@ class Engine:
 
     def _ready(self) -> bool:
         """Fill free places; wait while there is nothing to do. False when all is over."""
+        self._expect()
         with self._changed:
             if not (self._active or self._waiting or self._is_closed):
                 self._changed.wait(IDLE)
             if self._is_closed:
                 return False
-            late = [job for job in self._waiting if time.monotonic() > job.deadline]
+            late = [job for job in self._waiting if self._clock() > job.deadline]
             for job in late:
                 self._waiting.discard(job)
         for job in late:
@@ -198,14 +227,28 @@ class Engine:
     def _next(self) -> Job | None:
         """Whose turn it is, if there is a place."""
         with self._changed:
-            if not self._waiting or len(self._active) >= self._most_active:
+            clients = [response.job.client for response in self._active]
+            places = self._most_active * (2 if self._waiting.has_newcomer(clients) else 1)
+            if not self._waiting or len(clients) >= places:
                 return None
-            return self._waiting.take([response.job for response in self._active])
+            return self._waiting.take(clients)
 
     def _turn(self) -> None:
-        """A step of each response; none is held on to while there is nothing to do."""
-        for response in tuple(self._active):
-            self._advance(response)
+        """A step for the client whose turn it is, of its response that has waited longest."""
+        for response in [one for one in self._active if one.job.cancelled.is_set()]:
+            self._end(response)
+        if not self._active:
+            return
+        client = self._turns.next(response.job.client for response in self._active)
+        response = next(one for one in self._active if one.job.client == client)
+        begin = self._clock()
+        self._expect(response.unread)
+        self._advance(response)
+        self._turns.spend(client, self._clock() - begin)
+
+    def _expect(self, tokens: int = 0) -> None:
+        """What is done next is soon done, also if it reads a prompt of so many tokens."""
+        self._due = self._clock() + SILENCE * (1 + tokens // THOUSAND)
 
     def _begin(self, job: Job) -> None:
         try:
@@ -220,27 +263,31 @@ class Engine:
 
     def _advance(self, response: Response) -> None:
         job = response.job
-        failure: Exception | None = None
-        if not job.cancelled.is_set():
-            served = self.models[job.model]
-            begin = time.perf_counter()
-            try:
-                step = response.advance()
-            except Exception as error:
-                failure = error
-                self._fail(job, error)
-            else:
-                if step is not None:
-                    seconds = time.perf_counter() - begin
-                    served.figures.add(step, seconds, served.swift.layer_set)
-                    self._observed(job.model, step, seconds)
-                if not response.is_complete:
-                    return
+        served = self.models[job.model]
+        begin = time.perf_counter()
+        try:
+            step = response.advance()
+        except Exception as error:
+            self._fail(job, error)
+            self._end(response)
+            if isinstance(error, FATAL):
+                raise
+            return
+        if step is not None:
+            seconds = time.perf_counter() - begin
+            served.figures.add(step, seconds, served.swift.layer_set)
+            self._observed(job.model, step, seconds)
+        if response.is_complete:
+            self._end(response)
+            return
+        with self._changed:
+            self._active.remove(response)
+            self._active.append(response)
+
+    def _end(self, response: Response) -> None:
         self._guarded(response.close)
         with self._changed:
             self._active.remove(response)
-        if isinstance(failure, FATAL):
-            raise failure
 
     def _observed(self, model: str, step: Step, seconds: float) -> None:
         if self._observer is not None:

@@ -45,13 +45,13 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Called by Ray every few seconds; a replica whose engine has died is replaced.
+        """Called by Ray every few seconds; a replica whose engine has died or hangs is replaced.
 
         Raises:
-            RuntimeError: it has.
+            RuntimeError: it has, or does.
         """
-        if not self._engine.is_alive:
-            raise RuntimeError("the engine's thread has ended")
+        if (health := self._engine.health) in ("stopping", "stalled"):
+            raise RuntimeError(f"the engine is {health}")
 
 
 def deployed(spec: Spec, replicas: int, autoscaling: dict[str, Any]) -> Any:

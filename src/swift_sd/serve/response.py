@@ -44,6 +44,11 @@ class Response:
         """Tokens so far."""
         return Usage(self._prompt, self._tokens, self._drafted, self._accepted)
 
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that the next step reads."""
+        return 0 if self._tokens else self._prompt
+
     def advance(self) -> Step | None:
         """Do one step and tell the client; None if it was too late, or nothing was left to do."""
         is_late = time.monotonic() > self.job.deadline

@@ -24,6 +24,7 @@ class Served:
         name: what clients call it.
         swift: has a tokenizer.
         leader: decodes together with other processes, if there are any.
+        longest_token: bytes of text that a token stands for, at most.
 
     Raises:
         ConfigError: there is no tokenizer.
@@ -35,6 +36,7 @@ class Served:
     tokenizer: PreTrainedTokenizerBase = field(init=False)
     figures: Figures = field(init=False)
     ends: frozenset[int] = field(init=False)
+    longest_token: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.swift.tokenizer is None:
@@ -46,6 +48,7 @@ class Served:
         # Once, alone: a tokenizer is changed by its first call and only read by later ones, from
         # several threads.
         self.swift.encode("a")
+        self.longest_token = longest_token(self.tokenizer)
 
     def begin(self, job: Job) -> Response:
         """Start answering.
@@ -61,3 +64,15 @@ class Served:
         if self.leader is None:
             return Decoding(self.swift, job.inputs, job.arguments, seed)
         return self.leader.start(self.name, self.swift, job.inputs, job.arguments, seed)
+
+
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Bytes of text that one token stands for, at most."""
+    most = 0
+    for size, token in sorted(
+        ((len(text.encode()), token) for text, token in tokenizer.get_vocab().items()), reverse=True
+    ):
+        if size <= most:  # what a vocabulary calls a token is no shorter than its text
+            break
+        most = max(most, len(str(tokenizer.decode([token])).encode()))
+    return most

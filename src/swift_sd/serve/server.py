@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
 
@@ -16,8 +18,9 @@ from swift_sd.serve.connections import Connection
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
-from swift_sd.serve.served import Served
-from swift_sd.serve.spec import Spec, make_engine
+from swift_sd.serve.spec import Spec
+
+INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
 
 
 class Server(uvicorn.Server):
@@ -102,13 +105,12 @@ def make_server(
     return Server(config, engine, limits.grace)
 
 
-def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
-    """Answer at `listener` until SIGTERM or SIGINT.
+def run(spec: Spec, engine: Engine, metrics: Metrics, listener: socket.socket) -> None:
+    """Answer at `listener` until SIGTERM or SIGINT, also while the engine loads its models.
 
     Raises:
-        SwiftError: the engine has died.
+        SwiftError: the engine has died, or models cannot be loaded.
     """
-    engine, metrics = make_engine(spec, served)
     server = make_server(
         engine,
         metrics,
@@ -120,6 +122,21 @@ def run(spec: Spec, served: list[Served], listener: socket.socket) -> None:
         cors=spec.cors,
         log_level="warning",
     )
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        _leave_if_loading(engine, INTERRUPTED)
+        raise
+    _leave_if_loading(engine, 0)
+    if isinstance(engine.failure, SwiftError):
+        raise engine.failure
     if engine.failure is not None:
         raise SwiftError(f"the engine has died of {engine.failure!r}; start the server again")
+
+
+def _leave_if_loading(engine: Engine, code: int) -> None:
+    """End this process at once if models are being made: Python would end under their thread."""
+    if engine.is_loading:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -13,6 +13,7 @@ from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError
 from swift_sd.serve import lockstep
 from swift_sd.serve.clients import check_proxies
+from swift_sd.serve.companions import Loaded
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
@@ -133,6 +134,21 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
 
 def make_engine(spec: Spec, served: list[Served]) -> tuple[Engine, Metrics]:
     """An engine for loaded models, observed by metrics."""
+    metrics, loaded = Metrics(), _with_chores(spec, served)
+    return Engine(loaded.models, spec.limits.active, metrics, loaded.chores), metrics
+
+
+def loading_engine(spec: Spec, make: Callable[[], list[Served]]) -> tuple[Engine, Metrics]:
+    """An engine that makes its models itself when it is started, observed by metrics."""
     metrics = Metrics()
-    chores = ProfileFile(served[0], spec.profile) if spec.profile is not None else None
-    return Engine(served, spec.limits.active, metrics, chores), metrics
+
+    def load() -> Loaded:
+        return _with_chores(spec, make())
+
+    return Engine([], spec.limits.active, metrics, load=load), metrics
+
+
+def _with_chores(spec: Spec, served: list[Served]) -> Loaded:
+    if spec.profile is None:
+        return Loaded(served)
+    return Loaded(served, ProfileFile(served[0], spec.profile))
