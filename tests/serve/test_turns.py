@@ -19,7 +19,7 @@ def test_clients_get_equal_time_whatever_their_steps_take():
 def test_who_comes_goes_first_and_has_saved_nothing_up():
     turns = Turns()
     served(turns, {"a": 1.0, "b": 1.0}, 101)
-    assert served(turns, {"a": 1.0, "b": 1.0, "c": 1.0}, 9) == "cbacbacba"
+    assert served(turns, {"a": 1.0, "b": 1.0, "c": 1.0}, 9) == "cbabcabca"
 
 
 def test_who_leaves_and_comes_back_at_once_has_still_used_its_time():
