@@ -131,9 +131,8 @@ class Swift:
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
         method = partial(self.__call__, token_streamer=streamer)
-        arguments = with_stop_strings(
-            {**kwargs, "generation_config": generation_config}, self.model, self.tokenizer
-        )
+        kwargs["generation_config"] = generation_config
+        arguments = with_stop_strings(kwargs, self.model, self.tokenizer)
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
         output = cast(Any, self.model).generate(inputs, custom_generate=method, **arguments)
@@ -142,14 +141,16 @@ class Swift:
     def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Generator[Step]:
         """As `generate`, yielding each round of the loop when it is done.
 
-        Nothing runs between rounds; the generator may be closed at any time.
+        Nothing runs between rounds; the generator may be closed at any time. With `memory="name"`
+        drafts draw on the tokens of earlier responses of that name alone: see `drafting.memory`.
         """
+        memory: str | None = kwargs.pop("memory", None)
         if kwargs.get("streamer") is not None:
             raise UnsupportedArgument("streamer", "streamer goes with generate; steps are a stream")
         arguments = with_stop_strings(kwargs, self.model, self.tokenizer)
         model: Any = self.model
         request = model.generate(inputs, custom_generate=self._prepare, **arguments)
-        return self._run(request, request.start())
+        return self._run(request, request.start(), memory)
 
     def stream(self, prompt: str | Messages, **kwargs: Any) -> Iterator[str]:
         """Yield the answer as pieces of text.
@@ -157,7 +158,7 @@ class Swift:
         Args:
             prompt: text to continue as it stands, or chat messages
                 (`[{"role": "user", "content": …}, …]`) for the tokenizer's chat template.
-            kwargs: as for `generate`.
+            kwargs: as for `steps`.
 
         Raises:
             SwiftError: see `encode` and `generate`.
@@ -206,7 +207,7 @@ class Swift:
         state = request.start()
         if token_streamer is not None:
             state.hear = lambda token: token_streamer.put(torch.tensor([token]))
-        for _ in self._run(request, state):
+        for _ in self._run(request, state, None):
             pass
         if token_streamer is not None:
             token_streamer.end()
@@ -258,9 +259,10 @@ class Swift:
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
 
-    def _run(self, request: Request, state: DecodingState) -> Generator[Step]:
+    def _run(self, request: Request, state: DecodingState, name: str | None) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
-        drafter, adapter = self._experience.drafting(do_sample=bool(request.options.do_sample))
+        do_sample = bool(request.options.do_sample)
+        drafter, adapter = self._experience.drafting(do_sample=do_sample, memory=name)
         clock, trace = self._experience.clock, self._experience.new_trace(state.length)
         self._trace = trace
         rounds = decode(

@@ -44,7 +44,7 @@ def test_it_starts_with_the_first_tokens_and_lists_what_is_added():
 def test_small_vocabularies_are_read_whole(size, is_short):
     model = tiny_model("llama", **{**WIDE, "vocab_size": size}).to(torch.bfloat16)
     weights = DraftWeights(model, find_sublayers(model), 8, has_short_head=True)
-    assert (weights.shortlist is not None) == is_short
+    assert (weights.new_shortlist() is not None) == is_short
 
 
 def test_where_it_does_not_serve_the_whole_head_is_read_until_it_would():
@@ -115,7 +115,7 @@ def test_drafts_by_the_papers_rule_tell_it_of_the_text():
     out = swift.generate(prompt, do_sample=False, max_new_tokens=24, eos_token_id=None)
     assert swift.trace.summary()["drafted_tokens"] > 0
     # They are no frequent tokens, so that in the end the whole head is read; they are listed now.
-    assert swift._experience.draft_weights.shortlist._is_listed[out[0, :15]].all()
+    assert swift._experience.memories.of(None).shortlist._is_listed[out[0, :15]].all()
 
 
 @torch.no_grad()
@@ -149,7 +149,7 @@ def test_the_output_is_the_whole_models(options, bits, first, monkeypatch):
     prompt = torch.arange(first, first + 11).unsqueeze(0)
     arguments = {"do_sample": False, **options, "max_new_tokens": 40, "pad_token_id": 0}
     swift = Swift(model, config=SwiftConfig(draft_bits=bits))
-    assert swift._experience.draft_weights.shortlist.tokens is not None
+    assert swift._experience.memories.of(None).shortlist.tokens is not None
     drafted = 0
     for seed in range(3):
         torch.manual_seed(seed)
@@ -163,4 +163,4 @@ def test_the_output_is_the_whole_models(options, bits, first, monkeypatch):
 def test_it_can_be_switched_off():
     model = tiny_model("llama", **WIDE)
     swift = Swift(model, config=SwiftConfig(draft_bits=8, short_head=False))
-    assert swift._experience.draft_weights.shortlist is None
+    assert swift._experience.memories.of(None).shortlist is None

@@ -26,6 +26,7 @@ from swift_sd.decoding.trace import Trace
 from swift_sd.drafting.calibration import Calibrations
 from swift_sd.drafting.growth import CostGrowth, PaperGrowth
 from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
+from swift_sd.drafting.memory import Memories, Memory
 from swift_sd.drafting.pace import Pace, Prior
 from swift_sd.drafting.recall import COPYING, RECYCLING, RecallDrafter
 from swift_sd.drafting.recycling import Successors
@@ -103,7 +104,7 @@ class Experience:
                 kept=self._kept_copies(bits),
             )
         self.calibrations = Calibrations()
-        self.successors = Successors()
+        self.memories = Memories(self._empty_memory)
         self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
         self.ledger = Ledger(self.pace, self.purse, TRUST)
         self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
@@ -163,33 +164,38 @@ class Experience:
             exact=self._exact.is_exact or not self._config.max_draft_tokens,
         )
 
-    def drafting(self, *, do_sample: bool) -> tuple[Drafter | None, Adapter | None]:
+    def drafting(
+        self, *, do_sample: bool, memory: str | None = None
+    ) -> tuple[Drafter | None, Adapter | None]:
         """A drafter for one response and what improves it; None to decode plainly.
 
         It has a view of its own: responses share nothing that changes but what is learned, and each
         sees the model as it is now.
+
+        Args:
+            do_sample: whether tokens are drawn.
+            memory: whose earlier texts drafts may draw on.
         """
         if not self._config.max_draft_tokens:
             return None, None
         reads_trees = self._reads_trees and TreeMask(self._model).is_supported  # as it is now
-        view = self.draft_weights.view(self.layer_set)
+        known = self.memories.of(memory)
+        view = self.draft_weights.view(self.layer_set, known.shortlist)
         adapter = self._adaptation.begin(view) if self._adaptation is not None else None
         if self._config.early_stop is not None:
             alternatives = PaperGrowth.SAMPLING if do_sample else PaperGrowth.GREEDY
             widths = alternatives if reads_trees else PaperGrowth.CHAIN
             by_rule = PaperGrowth(self._config.early_stop, widths)
-            drafter = LayerSkipDrafter(
-                view, by_rule, shortlist=self.draft_weights.shortlist, clock=self.clock
-            )
+            drafter = LayerSkipDrafter(view, by_rule, shortlist=view.shortlist, clock=self.clock)
             return drafter, adapter
         growth = CostGrowth(self.calibrations, self.pace, reads_trees)
-        recall = self._recall(growth)
+        recall = self._recall(growth, known.successors)
         drafters = []
         if recall is not None:
             drafters.append(Governed(recall, self.recall_ledger, recall.promise, foresees=True))
         if MODEL in self._config.drafters:
             ahead = recall if self._config.cascade else None
-            own = LayerSkipDrafter(view, growth, ahead, self.draft_weights.shortlist, self.clock)
+            own = LayerSkipDrafter(view, growth, ahead, view.shortlist, self.clock)
             drafters.append(
                 Governed(
                     own,
@@ -201,12 +207,15 @@ class Experience:
             )
         return Governor(drafters, self.pace, self.purse, self.clock), adapter
 
-    def _recall(self, growth: CostGrowth) -> RecallDrafter | None:
+    def _recall(self, growth: CostGrowth, successors: Successors) -> RecallDrafter | None:
         names = self._config.drafters
         if names == (MODEL,):
             return None
-        successors = self.successors if RECYCLING in names else None
-        return RecallDrafter(growth, successors, copies=COPYING in names)
+        recycled = successors if RECYCLING in names else None
+        return RecallDrafter(growth, recycled, copies=COPYING in names)
+
+    def _empty_memory(self) -> Memory:
+        return Memory(Successors(), self.draft_weights.new_shortlist())
 
     def _draft_bits(self) -> int:
         config = self._config

@@ -156,7 +156,7 @@ class CompiledDraft:
     def __init__(
         self, weights: CompiledWeights, layer_set: LayerSet, shortlist: Shortlist | None = None
     ) -> None:
-        self._weights, self._shortlist = weights, shortlist
+        self._weights, self.shortlist = weights, shortlist
         self.use(layer_set)
 
     def use(self, layer_set: LayerSet) -> None:
@@ -183,7 +183,7 @@ class CompiledDraft:
         begin, end = cache.cursor, cache.cursor + count
         cosines, sines = weights.rotations(end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
-        listed = self._shortlist.tokens if self._shortlist is not None else None
+        listed = self.shortlist.tokens if self.shortlist is not None else None
         logits = torch.full((1, count, weights.vocabulary), -torch.inf, dtype=torch.float32)
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),

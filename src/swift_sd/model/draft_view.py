@@ -24,6 +24,8 @@ class DraftView(View):
         layer_set: what to skip at first.
     """
 
+    shortlist = None  # it reads the whole head
+
     def __init__(self, model: PreTrainedModel, sublayers: Sublayers, layer_set: LayerSet) -> None:
         layers = model.get_submodule(".".join(sublayers.path))
         self._variants = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from time import perf_counter
 from typing import Any
 
@@ -67,13 +69,11 @@ class DraftWeights:
         self.bits, self.error = 16, 0.0
         self.why_not_compiled: str | None = None
         self.why_not_rounded: str | None = None
-        self._shortlist: Shortlist | None = None
+        self._has_short_head, self._tokenizer = has_short_head, tokenizer
         self._form = self._current_form()
         begin = perf_counter()
         if bits < 16:
             self._round(bits, compiled)
-        if has_short_head and self._compiled is not None and self._compiled.vocabulary > LEAST:
-            self._shortlist = Shortlist(self._compiled.vocabulary, ranked_tokens(tokenizer))
         self._seconds = perf_counter() - begin
 
     @property
@@ -103,21 +103,30 @@ class DraftWeights:
             "compiled": self._compiled is not None,
         }
 
-    def view(self, layer_set: LayerSet) -> AnyDraft:
+    def view(self, layer_set: LayerSet, shortlist: Shortlist | None = None) -> AnyDraft:
         """A draft for one response that skips `layer_set`.
 
         It reads the model itself where that has got another type or vocabulary since.
+
+        Args:
+            layer_set: what it skips at first.
+            shortlist: the tokens that compiled code chooses among; None for all.
         """
         is_of_the_model = self._form == self._current_form()
         if self._compiled is not None and is_of_the_model:
-            return CompiledDraft(self._compiled, layer_set, self._shortlist)
+            return CompiledDraft(self._compiled, layer_set, shortlist)
         model: Any = self._copy if self._copy is not None and is_of_the_model else self._model
         return DraftView(model, self._sublayers, layer_set)
 
-    @property
-    def shortlist(self) -> Shortlist | None:
-        """Tokens that drafts choose among; None where they read the whole head."""
-        return self._shortlist if self._form == self._current_form() else None
+    def new_shortlist(self) -> Shortlist | None:
+        """Tokens for drafts to choose among; None where they read the whole head."""
+        if not self._has_short_head or self._compiled is None or self._compiled.vocabulary <= LEAST:
+            return None
+        return Shortlist(self._compiled.vocabulary, self._ranking)
+
+    @cached_property
+    def _ranking(self) -> Sequence[int] | None:
+        return ranked_tokens(self._tokenizer)
 
     def _current_form(self) -> tuple[Any, ...]:
         """What copies are of."""

@@ -24,7 +24,7 @@ from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
 from swift_sd.serve.clients import client_of
 from swift_sd.serve.desk import Desk
 from swift_sd.serve.engine import Engine
-from swift_sd.serve.failures import ApiError, ErrorBody
+from swift_sd.serve.failures import ErrorBody
 from swift_sd.serve.hosts import Hosts
 from swift_sd.serve.keys import Keys
 from swift_sd.serve.limits import Limits

@@ -30,6 +30,11 @@ def client_of(scope: Scope, *, by_key: bool) -> str:
     return f"address {_network(host)}"
 
 
+def memory_of(client: str) -> str | None:
+    """Whose texts may help to answer `client`: its own where it has a key, else all others'."""
+    return client if client.startswith("key ") else None
+
+
 def _network(host: str) -> str:
     """The addresses that one client has at its disposal."""
     try:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from swift_sd.errors import PromptError, SwiftError
 from swift_sd.serve import bodies
+from swift_sd.serve.clients import memory_of
 from swift_sd.serve.engine import Engine, Refused
 from swift_sd.serve.failures import ApiError, as_api_error
 from swift_sd.serve.gate import Gate
@@ -161,6 +162,7 @@ class Desk:
             deadline=arrival + self.limits.seconds,
             stop=ask.stops,
             seed=ask.seed,
+            memory=memory_of(client),
         )
         conversation = Conversation(self.engine, job, place.pop_all())
         try:

@@ -140,7 +140,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Nobody waits for `job` any more: it is forgotten, a response in progress within a step."""
+        """Nobody waits for `job` any more: it is forgotten, within a step if it runs."""
         job.cancelled.set()
         with self._changed:
             self._waiting.discard(job)

@@ -77,6 +77,7 @@ class Job:
         deadline: `time.monotonic()` at which the answer ends as it stands.
         stop: texts before which the answer ends.
         seed: of sampling; None draws one.
+        memory: whose earlier texts drafts may draw on, see `Swift.steps`.
         deliver: takes events, in order, on the engine's thread; must not block.
         cancelled: set by anyone when nobody waits for the answer any more.
     """
@@ -88,5 +89,6 @@ class Job:
     deadline: float
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    memory: str | None = None
     deliver: Callable[[Event], None] = lambda event: None
     cancelled: threading.Event = field(default_factory=threading.Event)

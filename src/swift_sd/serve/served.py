@@ -62,7 +62,9 @@ class Served:
     def decoding(self, job: Job, seed: int) -> Decoding:
         """The steps that answer `job`."""
         if self.leader is None:
-            return Decoding(self.swift, job.inputs, job.arguments, seed)
+            arguments = {**job.arguments, "memory": job.memory}
+            return Decoding(self.swift, job.inputs, arguments, seed)
+        # By rules that need no clock, a split model remembers nothing between responses.
         return self.leader.start(self.name, self.swift, job.inputs, job.arguments, seed)
 
 
