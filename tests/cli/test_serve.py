@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 
+import psutil
 import pytest
 
 from swift_sd import Profile
@@ -121,6 +122,52 @@ def test_it_serves_until_it_is_told_to_stop(model_folder, tmp_path):
     assert process.returncode in (0, -signal.SIGTERM)
     assert err == ""
     assert Profile.load(profile).learned["kinds"]  # written at the end
+
+
+IMPORTING = """
+import sys, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("now", flush=True)
+            time.sleep(600)
+
+sys.meta_path.insert(0, Slow())
+"""
+LOADING = """
+import threading
+from swift_sd import loading
+
+def load(*given, **options):
+    print("now", flush=True)
+    threading.Event().wait()
+
+loading.load = load
+"""
+
+
+@pytest.mark.parametrize("start", [IMPORTING, LOADING], ids=["importing", "loading"])
+def test_it_ends_at_sigterm_before_its_models_are_there(start):
+    """As process 1, for which nobody else handles it; else where it was ignored before."""
+    run = "from swift_sd.cli.main import main; main(['serve', '--port', '0'])"
+    command = [sys.executable, "-c", start + run]
+    is_first = subprocess.run(["unshare", "-pf", "true"], capture_output=True).returncode == 0
+    if is_first:
+        command = ["unshare", "--pid", "--fork", "--kill-child", *command]
+    ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGTERM, ignored)
+    with process:
+        try:
+            assert process.stdout.readline() == "now\n"
+            (server,) = psutil.Process(process.pid).children() if is_first else [process]
+            server.send_signal(signal.SIGTERM)
+            assert process.wait(60) == (0 if is_first else -signal.SIGTERM)
+        finally:
+            process.kill()
 
 
 def test_a_server_whose_engine_has_died_fails(monkeypatch):
