@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -152,7 +153,7 @@ def test_steps_that_take_long_count_for_what_they_take(bytes_tokenizer, clock):
     engine = Engine([script], 2, clock=clock)
     answered(engine, *(job("prompts", 1, prompt=2000) for _ in range(8)), job("one", 100))
     places = [place for place, client in enumerate(script.steps) if client == "prompts"]
-    between = [after - before for before, after in zip(places, places[1:], strict=False)]
+    between = [after - before for before, after in pairwise(places)]
     assert between[:2] == [51, 51]  # until the other one is done
 
 

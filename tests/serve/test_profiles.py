@@ -1,3 +1,4 @@
+import json
 import threading
 
 import pytest
@@ -8,6 +9,9 @@ from swift_sd.serve.engine import Engine
 from swift_sd.serve.jobs import End, Job
 from swift_sd.serve.profiles import ProfileFile
 from swift_sd.serve.served import Served
+from swift_sd.serve.spec import Spec, load
+
+QUICK = SwiftConfig(draft_bits=16, compiled=False, exact="off", max_draft_tokens=2)  # to make
 
 
 @pytest.fixture
@@ -82,6 +86,50 @@ def test_prompts_alone_are_nothing_to_write_down(served, tmp_path):
     kind = served.swift._experience._adaptation.kinds.latest
     kind.prompts += 1
     assert keeping._learned() == before
+
+
+@pytest.fixture(scope="module")
+def written(byte_model, bytes_tokenizer, tmp_path_factory) -> dict:
+    """What a file holds that can be used."""
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    Swift(byte_model, bytes_tokenizer, QUICK).profile.save(path)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("kind", ["empty", "of another version", "of another model", "no profile"])
+def test_a_file_that_cannot_be_used_is_set_aside_at_the_start(
+    written, folder, tmp_path, caplog, kind
+):
+    """A unit that is started again and again would never come up."""
+    path = tmp_path / "profile.json"
+    content = {
+        "empty": "",
+        "of another version": json.dumps({**written, "version": written["version"] + 1}),
+        "of another model": json.dumps({**written, "model": {**written["model"], "digest": "0"}}),
+        "no profile": "[1, 2]",
+    }[kind]
+    path.write_text(content)
+    load(Spec({"tiny": str(folder)}, profile=path, config=QUICK), lambda message: None)
+    assert [one.name for one in tmp_path.iterdir()] == ["profile.json.unusable-1"]
+    assert (tmp_path / "profile.json.unusable-1").read_text() == content
+    assert "profile.json.unusable-1" in caplog.text
+
+
+def test_what_was_set_aside_before_stays(tmp_path):
+    path = tmp_path / "profile.json"
+    for content in ("one", "two"):
+        path.write_text(content)
+        ProfileFile.set_aside(path, ProfileError("damaged"))
+    assert (tmp_path / "profile.json.unusable-1").read_text() == "one"
+    assert (tmp_path / "profile.json.unusable-2").read_text() == "two"
+
+
+def test_what_is_no_file_is_not_set_aside(folder, tmp_path):
+    path = tmp_path / "profile.json"
+    path.mkdir()
+    with pytest.raises(ProfileError, match="cannot read"):
+        load(Spec({"tiny": str(folder)}, profile=path, config=QUICK), lambda message: None)
+    assert path.is_dir()
 
 
 def test_a_file_that_cannot_be_used_stops_nothing(served, tmp_path, caplog):

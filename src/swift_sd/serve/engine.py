@@ -88,7 +88,7 @@ class Engine:
         self.failure: Exception | None = None
         self.on_end: Callable[[], None] = lambda: None
         self._changed = threading.Condition()
-        self._waiting: Waiting[Job] = Waiting()
+        self._waiting = Waiting()
         self._turns = Turns()
         self._active: list[Response] = []  # the one that had its last step latest comes last
         self._is_draining = self._is_closed = False

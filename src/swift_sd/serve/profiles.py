@@ -6,6 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ class ProfileFile:
                 f"no profile can be kept at {path} ({error.strerror or error}): give --profile a "
                 "file in a folder that can be written"
             ) from None
+
+    @staticmethod
+    def set_aside(path: Path | None, reason: ProfileError) -> None:
+        """Rename a file that cannot be used: a server that is started again would meet it again.
+
+        Raises:
+            ProfileError: `reason`, where there is no such file or it cannot be renamed.
+        """
+        if path is None or not path.is_file():
+            raise reason
+        names = (path.with_name(f"{path.name}.unusable-{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        try:
+            path.rename(aside)
+        except OSError:
+            raise reason from None
+        log.warning("%s. It is set aside as %s, and learning starts anew", reason, aside)
 
     def __call__(self) -> None:
         """Save or take over, if it is time to."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from swift_sd import loading
 from swift_sd.config import SwiftConfig
-from swift_sd.errors import ConfigError
+from swift_sd.errors import ConfigError, ProfileError
 from swift_sd.serve import lockstep
 from swift_sd.serve.clients import check_proxies
 from swift_sd.serve.companions import Loaded
@@ -127,7 +127,11 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
             tensor_parallel=spec.tensor_parallel,
         )
         tell(f"looking for sublayers of {name} to skip")
-        swift = Swift(model, tokenizer, spec.config, known)
+        try:
+            swift = Swift(model, tokenizer, spec.config, known)
+        except ProfileError as error:
+            ProfileFile.set_aside(known, error)
+            swift = Swift(model, tokenizer, spec.config)
         made.append(Served(name, swift, leader))
     return made
 

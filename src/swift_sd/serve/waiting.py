@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+
+from swift_sd.serve.jobs import Job
 
 
-class OfClient(Protocol):
-    """What is done for somebody."""
-
-    @property
-    def client(self) -> str:
-        """For whom."""
-        ...
-
-
-T = TypeVar("T", bound=OfClient)
-
-
-class Waiting(Generic[T]):
+class Waiting:
     """Jobs in the order of their arrival for each client, and clients in turn.
 
     A client with a hundred jobs delays one with a single job by one job at most. Not thread-safe.
     """
 
     def __init__(self) -> None:
-        self._of: OrderedDict[str, deque[T]] = OrderedDict()
+        self._of: OrderedDict[str, deque[Job]] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[Job]:
         return (job for jobs in self._of.values() for job in jobs)
 
-    def put(self, job: T) -> None:
+    def put(self, job: Job) -> None:
         """Add a job after its client's others."""
         self._of.setdefault(job.client, deque()).append(job)
 
@@ -42,7 +31,7 @@ class Waiting(Generic[T]):
         """Whether a client waits that is none of the `active` ones."""
         return not self._of.keys() <= set(active)
 
-    def take(self, active: Iterable[str] = ()) -> T:
+    def take(self, active: Iterable[str] = ()) -> Job:
         """The next job: of the client with the fewest `active` ones, then who waited longest.
 
         Args:
@@ -61,7 +50,7 @@ class Waiting(Generic[T]):
             self._of[client] = jobs  # after all other clients
         return job
 
-    def discard(self, job: T) -> None:
+    def discard(self, job: Job) -> None:
         """Take a job out, if it is there."""
         jobs = self._of.get(job.client)
         if jobs is not None and job in jobs:
