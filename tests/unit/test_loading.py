@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 
 from swift_sd import loading
 from swift_sd.errors import ConfigError, ModelNotFound, SwiftError, UnsupportedArgument
+from swift_sd.kept_files import ABANDONED, seal_folder, write_folder
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +224,34 @@ def test_the_default_model_is_converted_once(fake_wheel, cache):
     assert [path.name for path in (cache / "models").iterdir()] == ["smollm2-135m-9.9"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "bits", "missing", "unlisted", "list", "file"])
+def test_a_damaged_model_is_converted_anew(fake_wheel, cache, damage):
+    """What a crash or a full disk leaves, or a file system gives back."""
+    model, _ = loading.load(device="cpu")
+    expected = model.get_output_embeddings().weight
+    (folder,) = (cache / "models").iterdir()
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(data[:-10])
+    elif damage == "bits":
+        weights.write_bytes(data[:-10] + bytes(10))
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "unlisted":  # as an earlier release left it
+        (folder / "digests.json").unlink()
+    elif damage == "list":
+        (folder / "digests.json").write_text('{"model.safetensors": 1}')
+    else:
+        shutil.rmtree(folder)
+        folder.write_text("a file")
+    for _ in range(2):
+        model, _ = loading.load(device="cpu")
+        assert torch.equal(model.get_output_embeddings().weight, expected)
+    assert len(fake_wheel) == 2
+    assert [*(cache / "models").iterdir()] == [folder]
+
+
 def test_an_interrupted_conversion_leaves_nothing(fake_wheel, cache, monkeypatch):
     def interrupted(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
@@ -239,10 +270,23 @@ def test_of_two_first_starts_at_once_one_wins_and_both_succeed(tmp_path):
         (draft / "config.json").write_text("mine")
         folder.mkdir()
         (folder / "config.json").write_text("the other's")
+        seal_folder(folder)
 
-    loading._write_atomically(folder, write)
+    write_folder(folder, write)
     assert (folder / "config.json").read_text() == "the other's"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(fake_wheel, cache):
+    left, other = (cache / "models" / f".smollm2-135m-9.9-{name}" for name in ("left", "other"))
+    for folder in (left, other):  # the other one may still be at it
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"half")
+    long_ago = left.stat().st_mtime - 2 * ABANDONED
+    os.utime(left, (long_ago, long_ago))
+    loading.load(device="cpu")
+    assert not left.exists()
+    assert other.exists()
 
 
 def test_a_cache_that_cannot_be_written_names_the_setting(fake_wheel, tmp_path, monkeypatch):
@@ -265,10 +309,10 @@ def test_a_disk_that_is_full_names_the_setting(fake_wheel, cache, monkeypatch):
 
 
 def test_a_cache_of_somebody_elses_names_the_setting(fake_wheel, cache, monkeypatch):
-    def forbidden(path: Path) -> bool:
+    def forbidden(path: Path, **_) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "exists", forbidden)
+    monkeypatch.setattr(Path, "read_text", forbidden)
     with pytest.raises(ConfigError, match="SWIFT_SD_CACHE") as error:
         loading.load()
     assert_one_line(error)

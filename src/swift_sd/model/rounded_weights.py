@@ -96,22 +96,24 @@ class KeptCopies:
     def read(self, weights: Sequence[Tensor]) -> list[Rounded] | None:
         """The copies of `weights`; None if the file has no such, whatever the reason.
 
-        Its pages are read when they are needed.
+        All of it is read once; processes that read it at the same time share its memory.
         """
         try:
             held = torch.load(self.path, mmap=True, weights_only=True)
             copies = [Rounded(codes, scales, self._bits) for codes, scales in held["copies"]]
             is_same = held["form"] == self._form and torch.equal(held["samples"], _samples(weights))
             shapes = [copy.sizes[:2] for copy in copies]
+            is_same &= shapes == [tuple(weight.shape) for weight in weights]
+            return copies if is_same and held["digest"] == _digest(copies) else None
         except UNREADABLE:
             return None
-        return copies if is_same and shapes == [tuple(weight.shape) for weight in weights] else None
 
     def write(self, weights: Sequence[Tensor], copies: Sequence[Rounded]) -> None:
         """Keep `copies` of `weights`: completely or not at all; warns where that cannot be."""
         data = {
             "form": self._form,
             "samples": _samples(weights),
+            "digest": _digest(copies),
             "copies": [(copy.codes, copy.scales) for copy in copies],
         }
         folder = self.path.parent
@@ -127,6 +129,15 @@ class KeptCopies:
                 "SWIFT_SD_CACHE to another folder, or leave keep_copies out",
                 stacklevel=2,
             )
+
+
+def _digest(copies: Sequence[Rounded]) -> str:
+    """Of all that drafts read, in order."""
+    digest = hashlib.sha256()
+    for copy in copies:
+        for part in (copy.codes, copy.scales):
+            digest.update(part.numpy())
+    return digest.hexdigest()
 
 
 def _samples(weights: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from swift_sd.cache_folder import cache_root
+from swift_sd.kept_files import is_whole, seal
 
 SOURCES = ("rows.c", "attention.c", "target.c", "quantise.c", "draft.c")
 HEADERS = (
@@ -54,7 +55,7 @@ def load_kernels() -> ctypes.CDLL:
     digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
     path = cache_root() / f"kernels-{digest[:16]}.so"
     try:
-        if path.is_file():
+        if path.is_file() and is_whole(path):
             return ctypes.CDLL(str(path))
     except OSError:  # damaged, or in a folder of somebody else's: compiled anew
         pass
@@ -86,6 +87,7 @@ def _compiled(compiler: str, folder: Path, path: Path) -> ctypes.CDLL:
         done = _answer([compiler, *sources, *FLAGS, "-o", scratch], SECONDS)
         if done.returncode:
             raise NoKernelsError(f"{compiler} does not compile the kernels: {done.stderr[:300]}")
+        seal(Path(scratch))  # a library may have anything at its end
         os.replace(scratch, path)  # whole or not at all: others may be compiling it too
         return ctypes.CDLL(str(path))
     finally:
