@@ -136,7 +136,7 @@ def _digest(copies: Sequence[Rounded]) -> str:
     digest = hashlib.sha256()
     for copy in copies:
         for part in (copy.codes, copy.scales):
-            digest.update(part.numpy())
+            digest.update(part.numpy().data)
     return digest.hexdigest()
 
 
