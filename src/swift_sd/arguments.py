@@ -16,6 +16,7 @@ from transformers import (
 from swift_sd.adapting.profile import Profile
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ConfigError, UnsupportedArgument
+from swift_sd.model.sharding import is_sharded
 
 # transformers would drop these without a word, because it is given a decoding method already.
 DROPPED = {
@@ -92,8 +93,7 @@ def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
             '"auto"'
         )
     given = config or SwiftConfig()
-    is_split = (getattr(model, "tp_size", None) or 1) > 1
-    if is_split and not (given.needs_no_clock and given.exact == "off"):
+    if is_sharded(model) and not (given.needs_no_clock and given.exact == "off"):
         raise ConfigError(
             "the model is split over several processes, which must all do the same steps: give a "
             "SwiftConfig with exact='off' and, if anything is drafted, early_stop=0.8, so that "

@@ -57,7 +57,7 @@ def load(
 
     Raises:
         ModelNotFound: If the name leads to no causal language model with a tokenizer.
-        ConfigError: If the dtype or the device is unknown or absent, or the cache is not writable.
+        ConfigError: If dtype, device or cache cannot be used, or the model not be split so.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
@@ -75,7 +75,8 @@ def _load_from(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load from a folder or a repository: small files first, so that a misfit fails early."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.distributed.configuration_utils import DistributedConfig
+
+    from swift_sd.model.sharding import loading_options
 
     # Nothing in a checkpoint is ever executed (and transformers would ask on the terminal).
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -83,14 +84,13 @@ def _load_from(
     with _one_line_errors(source, "read the config"):
         config = AutoConfig.from_pretrained(source, **options)
     _require_causal_lm(source, config)
+    options |= loading_options(config, source, tensor_parallel)
     with _one_line_errors(source, "read the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     with _one_line_errors(source, "load the weights"):
         options |= {"config": config, "dtype": dtype}
-        if tensor_parallel > 1:  # each process puts its part where it belongs
-            options["distributed_config"] = DistributedConfig(tp_size=tensor_parallel)
         model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    if tensor_parallel > 1:
+    if tensor_parallel > 1:  # each process has put its part where it belongs
         return model, tokenizer
     try:
         return model.to(device), tokenizer

@@ -11,12 +11,13 @@ NOT_EXACT = (
 )
 
 
-def describe(summary: dict[str, Any], plain_step: float, search: str | None = None) -> str:
+def describe(summary: dict[str, Any], plain_step: float | None, search: str | None = None) -> str:
     """What happened in one response and whether it was faster, in a few lines.
 
     Args:
         summary: from `Trace.summary()`.
-        plain_step: measured seconds of a plain step in the model's own modules.
+        plain_step: measured seconds of a plain step in the model's own modules; None where it was
+            not, as over several processes, of which only one may ask.
         search: what the search for a layer set is doing, in words.
     """
     tokens, seconds = summary["new_tokens"], summary["seconds"]
@@ -77,11 +78,13 @@ def _times(split: dict[str, float], seconds: float) -> str:
     return "time: " + ", ".join(shares)
 
 
-def _verdict(summary: dict[str, Any], plain_step: float) -> str:
+def _verdict(summary: dict[str, Any], plain_step: float | None) -> str:
     decoding = summary["seconds"] - summary["time_split"]["prefill"]
     if summary["new_tokens"] < 2:
         return "too short to say whether it was faster"
     step = decoding / (summary["new_tokens"] - 1)
+    if plain_step is None:
+        return f"{step * 1e3:.0f} ms a token; plain steps of the model are not known"
     plain = f"plain steps of the model, measured afterwards: {plain_step * 1e3:.0f} ms"
     measured = f"{step * 1e3:.0f} ms a token; {plain}"
     ratio = plain_step / step

@@ -33,6 +33,7 @@ from swift_sd.errors import ConfigError, UnsupportedArgument
 from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
+from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.support import check_ready
 from swift_sd.prompts import Messages, encoded
@@ -240,7 +241,7 @@ class Swift:
         if self._trace is None:
             raise ConfigError("nothing was generated yet; call generate or stream first")
         length = self._trace.prompt_tokens + len(self._trace.token_ids)
-        step = self.costs(min(length, REPORT_CONTEXT)).step
+        step = None if is_sharded(self.model) else self.costs(min(length, REPORT_CONTEXT)).step
         return describe(self._trace.summary(), step, self._experience.words)
 
     def _prepare(

@@ -94,7 +94,7 @@ def test_when_the_engine_dies_nobody_waits_for_ever(served, monkeypatch, caplog)
 def told(served, monkeypatch):
     """What other processes are told; there are none."""
     orders = []
-    monkeypatch.setattr(lockstep, "_tell", lambda order: orders.append(order.verb))
+    monkeypatch.setattr(lockstep, "tell", lambda order: orders.append(order.verb))
     served.leader = Leader()
     return orders
 
@@ -129,7 +129,7 @@ def test_processes_that_cannot_be_told_end_the_engine(served, told, monkeypatch)
     def broken(order):
         raise RuntimeError("connection closed by peer")
 
-    monkeypatch.setattr(lockstep, "_tell", broken)
+    monkeypatch.setattr(lockstep, "tell", broken)
     first, *others = part(served)
     assert "connection closed" in str(first)
     assert all(isinstance(error, Refused) for error in others)

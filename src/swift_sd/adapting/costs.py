@@ -84,7 +84,7 @@ def measure_costs(
 
     Whole steps and steps with stop-watches around the sublayers alternate, so that both see the
     same state of the machine. The model is not changed: the stop-watches are in a copy that shares
-    its tensors.
+    its tensors. Of a model split over processes all of them do this together.
     """
     plain = View(model)
     cache = KVCache(attention_windows(model.config), reserve=context + 1)
@@ -132,7 +132,8 @@ class TimedView(View):
         cache.rollback()
         head = 0.0
         if self._head is not None:
-            hidden = self._head.weight.new_zeros(1, 1, self._head.weight.shape[1])
+            weight = self._head.weight
+            hidden = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
             head = _seconds(lambda: self._head(hidden), self.wait)
         for times in self._watches.values():
             times.clear()

@@ -35,6 +35,7 @@ from swift_sd.model.draft_weights import DraftWeights
 from swift_sd.model.exact_target import ExactTarget
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rounded_weights import KeptCopies
+from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
@@ -231,7 +232,7 @@ class Experience:
         return 8 if is_small and self._model.device.type == "cpu" else 4
 
     def _kept_copies(self, bits: int) -> KeptCopies | None:
-        if not self._config.keep_copies:
+        if not self._config.keep_copies or is_sharded(self._model):  # no process has the copies
             return None
         identity, group = model_fingerprint(self._model), self._config.draft_group
         name = f"{identity['family']}-{identity['digest']}-{bits}-bits-by-{group}.pt"

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.generation.stopping_criteria import MaxTimeCriteria
 
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
@@ -22,6 +23,7 @@ from swift_sd.decoding.warping import Warping
 from swift_sd.errors import PromptError, UnsupportedArgument
 from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, generate_cache_name, read_prefix
 from swift_sd.model.rope import context_length, trained_length
+from swift_sd.model.sharding import is_sharded
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 STEP = 256  # to which the number of positions is rounded up
@@ -67,6 +69,8 @@ class Request:
         """
         _refuse_options(options)
         _refuse_model_kwargs(model_kwargs)
+        if is_sharded(model) and any(isinstance(one, MaxTimeCriteria) for one in criteria):
+            raise _refuse("max_time", options.max_time, "the processes' clocks would not agree")
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
         past = _past(model_kwargs.get(generate_cache_name()), depth)
         mask = model_kwargs.get("attention_mask")

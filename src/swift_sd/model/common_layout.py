@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import KVCache
 from swift_sd.model.rope import changes_with_length, scales_queries
+from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
 
@@ -101,6 +102,8 @@ class CommonLayout:
     def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
         if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float32):
             raise NoKernelsError(f"the model is {model.dtype} on {model.device.type}")
+        if is_sharded(model):
+            raise NoKernelsError("its weights are sharded over processes")
         self.config: Any = model.config.get_text_config(decoder=True)
         if changes_with_length(self.config):
             raise NoKernelsError("its rotary embedding changes with the length")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swift_sd.model.sharding import Shard, ShardedLinear, held_everywhere, is_dtensor
 from swift_sd.model.stubs import replaced
 
 TILES = {"cpu": (1,), "cuda": (8, 4, 2)}  # of 16 weights that torch can pack together, by device
@@ -111,19 +112,34 @@ def quantised_copy(model: PreTrainedModel, bits: int, group: int) -> nn.Module |
         group: weights that share a scale, for 4 bits.
     """
     form = FourBits if bits == 4 else EightBits
+    linears = {name: one for name, one in model.named_modules() if type(one) is nn.Linear}
     new: dict[str, nn.Module] = {}
-    made = total = 0
-    for name, module in model.named_modules():
-        if type(module) is not nn.Linear:
-            continue
-        count = module.weight.numel()
-        total += count
+    for name, linear in linears.items():
         try:
-            new[name] = form(module, group)
+            if is_dtensor(linear.weight):
+                new[name] = _sharded(linear, form, group)
+            else:
+                new[name] = form(linear, group)
         except ValueError:
             continue
-        made += count
+    if (sharded := next((w for w in model.parameters() if is_dtensor(w)), None)) is not None:
+        flags = held_everywhere([name in new for name in linears], sharded)
+        new = {name: new[name] for name, flag in zip(linears, flags, strict=True) if flag}
+    total = sum(linear.weight.numel() for linear in linears.values())
+    made = sum(linears[name].weight.numel() for name in new)
     return replaced(model, new) if 2 * made > total else None
+
+
+def _sharded(linear: nn.Linear, form: type[FourBits | EightBits], group: int) -> nn.Module:
+    """Raises `ValueError` as `form` does; then the other processes may still have made theirs."""
+    shard = Shard(linear)
+    try:
+        product = form(shard.linear, group)
+        # Now, when the others do not wait for it: torch may find out late that it has no kernel.
+        product(shard.linear.weight.new_zeros(1, 1, shard.linear.weight.shape[1]))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return ShardedLinear(shard, product)
 
 
 def _parts(weight: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swift_sd.errors import UnsupportedModel
+from swift_sd.model.sharding import has_fsdp, why_not_shardable
 
 SUPPORTED = (
     "swift-sd drafts with decoder-only models whose layers add a separate attention and MLP "
@@ -31,6 +32,14 @@ def refuse_what_cannot_work(model: PreTrainedModel) -> None:
             "a model cut into pipeline stages cannot draft: a draft is a second module tree over "
             "the same tensors, and no process has them all; load it with tp_size, not pp_size"
         )
+    if has_fsdp(model):
+        raise UnsupportedModel(
+            "a model wrapped in FSDP cannot draft: hooks put its parts together, which a draft "
+            "would pass by; load it with tp_size, not fsdp_size"
+        )
+    processes = getattr(model, "tp_size", None) or 1
+    if processes > 1 and (reason := why_not_shardable(model.config, processes)) is not None:
+        raise UnsupportedModel(f"{model.config.model_type} cannot be split so: {reason}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UnsupportedModel(
             "the model is on the meta device and has no weights; load it with from_pretrained first"

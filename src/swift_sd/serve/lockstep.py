@@ -13,10 +13,10 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from torch import Tensor
@@ -25,6 +25,7 @@ from swift_sd.config import SwiftConfig
 from swift_sd.decoding.trace import Step
 from swift_sd.errors import ConfigError, SwiftError
 from swift_sd.serve.decoding import Decoding
+from swift_sd.serve.orders import Order, hear, tell
 from swift_sd.swift import Swift
 
 log = logging.getLogger(__name__)
@@ -33,18 +34,6 @@ SILENCE = timedelta(days=365)  # how long the others wait for a request
 
 class Parted(Exception):  # noqa: N818 - says what became of the processes
     """Raised where the processes no longer do the same, and no further step can be done."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the first process tells the others."""
-
-    verb: Literal["start", "next", "close", "end"]
-    number: int = 0
-    model: str = ""
-    inputs: Mapping[str, Tensor] | None = None
-    arguments: Mapping[str, Any] | None = None
-    seed: int = 0
 
 
 def lockstep_config(config: SwiftConfig) -> SwiftConfig:
@@ -124,15 +113,23 @@ class Leader:
             Parted: see `together`.
         """
         number = next(self._numbers)
-        on_cpu = {name: tensor.cpu() for name, tensor in inputs.items()}
+        rows = {name: tensor.tolist() for name, tensor in inputs.items()}
+        order = Order(
+            verb="start",
+            number=number,
+            model=model,
+            inputs=rows,
+            arguments=dict(arguments),
+            seed=seed,
+        )
         with self.together():
-            _tell(Order("start", number, model, on_cpu, arguments, seed))
+            tell(order)
         return LedDecoding(self, number, swift, inputs, arguments, seed)
 
     def end(self) -> None:
         """Let the others go, if they can still hear it."""
         if not self.is_alone:
-            _tell(Order("end"))
+            tell(Order(verb="end"))
             dist.barrier()
             self.has_ended = True
 
@@ -178,7 +175,7 @@ class LedDecoding(Decoding):
     def next(self) -> Step | None:
         """Do one step, everywhere."""
         with self._leader.together():
-            _tell(Order("next", self._number))
+            tell(Order(verb="next", number=self._number))
             return super().next()
 
     def close(self) -> None:
@@ -186,7 +183,7 @@ class LedDecoding(Decoding):
         super().close()
         if not self._leader.is_alone:
             with self._leader.together():
-                _tell(Order("close", self._number))
+                tell(Order(verb="close", number=self._number))
 
 
 def follow(swifts: Mapping[str, Swift]) -> None:
@@ -196,7 +193,7 @@ def follow(swifts: Mapping[str, Swift]) -> None:
     be of this process alone: it ends, and torchrun ends all others.
     """
     open_ones: dict[int, Decoding] = {}
-    while (order := _heard()).verb != "end":
+    while (order := hear()).verb != "end":
         if order.verb == "start":
             try:
                 open_ones[order.number] = _started(swifts[order.model], order)
@@ -211,18 +208,5 @@ def follow(swifts: Mapping[str, Swift]) -> None:
 
 
 def _started(swift: Swift, order: Order) -> Decoding:
-    assert order.inputs is not None
-    assert order.arguments is not None
-    inputs = {name: tensor.to(swift.model.device) for name, tensor in order.inputs.items()}
+    inputs = {name: tensor.to(swift.model.device) for name, tensor in order.tensors().items()}
     return Decoding(swift, inputs, order.arguments, order.seed)
-
-
-def _tell(order: Order) -> None:
-    dist.broadcast_object_list([order], src=0)
-
-
-def _heard() -> Order:
-    heard: list[Any] = [None]
-    dist.broadcast_object_list(heard, src=0)
-    order: Order = heard[0]
-    return order
