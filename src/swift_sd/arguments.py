@@ -93,9 +93,9 @@ def check_types(model: Any, tokenizer: Any, config: Any, profile: Any) -> None:
             '"auto"'
         )
     given = config or SwiftConfig()
-    if is_sharded(model) and not (given.needs_no_clock and given.exact == "off"):
+    if is_sharded(model) and not given.needs_no_clock:
         raise ConfigError(
             "the model is split over several processes, which must all do the same steps: give a "
-            "SwiftConfig with exact='off' and, if anything is drafted, early_stop=0.8, so that "
-            "measured times decide nothing"
+            "SwiftConfig with early_stop=0.8, so that measured times decide nothing, or "
+            "SwiftConfig.plain()"
         )

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from swift_sd.model.compiled_rows import Around, CompiledRows, can_be_compiled
+from swift_sd.model.sharding import Shard, ShardedLinear, holds_everywhere, is_dtensor
 from swift_sd.model.stubs import replaced
 
 ROWS = (2, 3, 4, 5, 8, 16)  # numbers of rows that are tried on a CPU,
@@ -88,6 +89,24 @@ class InCompiledCode:
         return CompiledRows(self.library, linear)
 
 
+@dataclass(frozen=True)
+class InShard:
+    """The form of layers of which each process computes its part.
+
+    Attributes:
+        form: of the part.
+        gathers: whether the layer gathers the outputs of all.
+    """
+
+    form: Form
+    gathers: bool
+
+    def __call__(self, linear: nn.Module) -> ShardedLinear:
+        """See `ShardedLinear`."""
+        shard = Shard(linear, self.gathers)
+        return ShardedLinear(shard, put_around(shard.linear, self.form))
+
+
 def exact_forms(
     model: PreTrainedModel, most_alone: float, kernels: Any = None
 ) -> dict[str, Form] | None:
@@ -101,6 +120,23 @@ def exact_forms(
         None if the share is exceeded.
     """
     linears = dict(_linears(model))
+    try:  # all processes together, before anything is decided
+        shards = {name: Shard(one) for name, one in linears.items() if is_dtensor(one.weight)}
+    except ValueError:
+        return None
+    forms = _forms(
+        {name: shards[name].linear if name in shards else one for name, one in linears.items()},
+        most_alone,
+        kernels,
+    )
+    if not holds_everywhere(model, forms is not None) or forms is None:
+        return None
+    whole = {name: form for name, form in forms.items() if name not in shards}
+    split = {name: InShard(forms[name], shard.gathers) for name, shard in shards.items()}
+    return {**whole, **split}
+
+
+def _forms(linears: Mapping[str, Any], most_alone: float, kernels: Any) -> dict[str, Form] | None:
     total = sum(linear.weight.numel() for linear in linears.values())
     by_kind: dict[tuple[Any, ...], Form] = {}
     forms: dict[str, Form] = {}
@@ -121,6 +157,8 @@ def exact_forms(
 
 def put_around(linear: nn.Module, form: Form) -> nn.Module:
     """As found, unless the layer has become another one since."""
+    if isinstance(form, InShard):
+        return form(linear)
     is_another = isinstance(form, InCompiledCode) and not can_be_compiled(linear)
     if is_another or type(linear) not in (nn.Linear, Conv1D):
         return row_by_row(linear)

@@ -17,6 +17,7 @@ from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.exact_linear import Forms, compiled_model, exact_forms, many_rows_are_alike
 from swift_sd.model.exact_rows import AttentionKernels, ExactRows, has_other_weights, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.sharding import holds_everywhere, is_sharded
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target, Verifier
 from swift_sd.model.view import View, spread_tokens
@@ -146,6 +147,8 @@ class ExactTarget:
         may_gain = self._several_rows or (on_cpu and self._model.dtype == torch.bfloat16)
         # Elsewhere transformers takes other kernels for experts while it decodes, and we do not.
         has_its_kernels = on_cpu or not has_other_weights(self._model)
+        if is_sharded(self._model) and has_other_weights(self._model):
+            return None  # nobody knows in what order their parts are summed
         if not (may_gain and has_sdpa and has_its_kernels) or self._exact == "off":
             return None
         kernels = AttentionKernels(find_kernels() if on_cpu and self._may_compile else None)
@@ -153,7 +156,7 @@ class ExactTarget:
         if forms is None:
             return None
         found = Found(forms, kernels)
-        if not is_exact(self._view(found), self._model):
+        if not holds_everywhere(self._model, is_exact(self._view(found), self._model)):
             return None
         reading, compiled = compiled_model(self._model, forms), self._compiled(found)
         return replace(

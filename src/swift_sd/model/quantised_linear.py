@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swift_sd.model.sharding import Shard, ShardedLinear, held_everywhere, is_dtensor
+from swift_sd.model.sharding import Shard, ShardedLinear, hold_everywhere, is_dtensor
 from swift_sd.model.stubs import replaced
 
 TILES = {"cpu": (1,), "cuda": (8, 4, 2)}  # of 16 weights that torch can pack together, by device
@@ -122,9 +122,8 @@ def quantised_copy(model: PreTrainedModel, bits: int, group: int) -> nn.Module |
                 new[name] = form(linear, group)
         except ValueError:
             continue
-    if (sharded := next((w for w in model.parameters() if is_dtensor(w)), None)) is not None:
-        flags = held_everywhere([name in new for name in linears], sharded)
-        new = {name: new[name] for name, flag in zip(linears, flags, strict=True) if flag}
+    flags = hold_everywhere(model, [name in new for name in linears])
+    new = {name: new[name] for name, flag in zip(linears, flags, strict=True) if flag}
     total = sum(linear.weight.numel() for linear in linears.values())
     made = sum(linears[name].weight.numel() for name in new)
     return replaced(model, new) if 2 * made > total else None

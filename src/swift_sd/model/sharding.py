@@ -101,11 +101,19 @@ def has_fsdp(model: nn.Module) -> bool:
     return any(isinstance(one, FSDPModule | FullyShardedDataParallel) for one in model.modules())
 
 
-def held_everywhere(flags: Sequence[bool], like: DTensor) -> list[bool]:
-    """Which of the flags all processes have set that share the tensor `like`."""
+def hold_everywhere(model: PreTrainedModel, flags: Sequence[bool]) -> list[bool]:
+    """Which of the flags are set on all processes that share `model`, to be asked on each."""
+    like = next((one for one in model.parameters() if is_dtensor(one)), None)
+    if like is None:
+        return list(flags)
     found = torch.tensor(flags, dtype=torch.int32, device=like.device)
     dist.all_reduce(found, dist.ReduceOp.MIN, group=like.device_mesh.get_group())
     return [bool(flag) for flag in found.tolist()]
+
+
+def holds_everywhere(model: PreTrainedModel, flag: bool) -> bool:
+    """Whether it is set on all processes that share `model`, to be asked on each."""
+    return hold_everywhere(model, [flag])[0]
 
 
 class Shard:
@@ -115,15 +123,18 @@ class Shard:
 
     Args:
         linear: of a sharded model; it is not changed.
+        gathers: whether the layer gathers its outputs; if not given, all processes find it out
+            together.
 
     Attributes:
+        gathers: whether it does.
         linear: a linear layer over the process's own part; without a bias that is added to a sum.
 
     Raises:
         ValueError: the matrix is not split along one side.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Any, gathers: bool | None = None) -> None:
         from torch.distributed.tensor import Shard as Split
 
         weight: Any = linear.weight
@@ -133,9 +144,10 @@ class Shard:
         self._mesh, self._out = weight.device_mesh, linear.out_features
         self._in = linear.in_features
         self._sums = placement.dim % 2 == 1
-        # Models differ in whether a layer gathers its outputs: it is asked.
-        rows = torch.zeros(1, 1, self._in, dtype=weight.dtype, device=weight.device)
-        self._gathers = not self._sums and linear(rows).shape[-1] == self._out
+        if gathers is None and not self._sums:
+            rows = torch.zeros(1, 1, self._in, dtype=weight.dtype, device=weight.device)
+            gathers = linear(rows).shape[-1] == self._out
+        self.gathers = bool(gathers)
         self.linear: Any = shared_copy(linear, {})
         vars(self.linear).pop("forward", None)  # which exchanges
         self.linear._parameters = {
@@ -160,9 +172,13 @@ class Shard:
     def given(self, output: Tensor) -> Tensor:
         """What the layer returns where this process's product is `output`, `[…, own out]`."""
         if self._sums:
-            dist.all_reduce(output, group=self._mesh.get_group())
+            # The order of a sum of three may depend on where in the message a number is: each row
+            # has a message of its own, as in plain decoding.
+            alone = self._mesh.size() > 2
+            for rows in torch.split(output, 1, dim=-2) if alone else [output]:
+                dist.all_reduce(rows, group=self._mesh.get_group())
             return output if self.bias is None else output + self.bias
-        if not self._gathers:
+        if not self.gathers:
             return output
         from torch.distributed.tensor import DTensor
         from torch.distributed.tensor import Shard as Split
@@ -188,6 +204,11 @@ class ShardedLinear(nn.Module):
     def __init__(self, shard: Shard, product: nn.Module) -> None:
         super().__init__()
         self.shard, self.product = shard, product
+
+    @property
+    def weight(self) -> Any:
+        """This process's part, for models that ask the layer for its weight."""
+        return self.shard.linear.weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """As the layer's."""

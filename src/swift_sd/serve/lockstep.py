@@ -3,7 +3,7 @@
 Tensor parallelism splits the matrices, so that each forward needs all processes, with the same
 input, in the same order. The first has the engine; before it starts, continues or closes a
 response it tells the others, who follow. What a step drafts must then be the same everywhere and
-cannot depend on measured times, which differ: see `lockstep_config`.
+cannot depend on measured times, which differ: see `require_lockstep`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from typing import Any, NoReturn
@@ -36,23 +35,13 @@ class Parted(Exception):  # noqa: N818 - says what became of the processes
     """Raised where the processes no longer do the same, and no further step can be done."""
 
 
-def lockstep_config(config: SwiftConfig) -> SwiftConfig:
-    """`config` with what all processes can do alike.
-
-    Operations that give the same bits for any number of rows are looked for in whole matrices, of
-    which no process has one: in 16 bits, near-ties may go another way than in plain decoding.
-
-    Raises:
-        ConfigError: drafting depends on measured times, or exactness is demanded.
-    """
+def require_lockstep(config: SwiftConfig) -> None:
+    """Raise `ConfigError` if processes could not do the same: drafts depend on measured times."""
     if not config.needs_no_clock:
         raise ConfigError(
             "over several processes drafts must not depend on measured times, which differ: add "
             "--early-stop 0.8 (the paper's rule), or --plain"
         )
-    if config.exact == "strict":
-        raise ConfigError("--exact strict is not there for split models: take --exact off")
-    return replace(config, exact="off")
 
 
 def join(size: int) -> int:

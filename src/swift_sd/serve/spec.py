@@ -75,7 +75,7 @@ class Spec:
                 "drop --plain, --layer-set, --early-stop and --max-draft-tokens 0"
             )
         if self.tensor_parallel > 1:
-            object.__setattr__(self, "config", lockstep.lockstep_config(self.config))
+            lockstep.require_lockstep(self.config)
         for key in self.api_keys:
             if not key.isascii() or not key.isprintable() or " " in key or not key:
                 raise ConfigError("an API key must be of ASCII characters without spaces")
