@@ -108,6 +108,13 @@ def test_an_unknown_dtype_is_refused_before_anything_is_loaded(dtype):
         loading.load("no/such", dtype=dtype)
 
 
+def test_what_processes_cannot_share_is_refused_before_anything_is_loaded(tiny):
+    (tiny / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"2 attention heads .* 3 processes .*; 2 can") as error:
+        loading.load(str(tiny), device="cpu", tensor_parallel=3)
+    assert_one_line(error)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", ""])
 def test_an_absent_or_unknown_device_is_refused(device):
     with pytest.raises(ConfigError, match="device"):
