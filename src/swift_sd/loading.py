@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# torch and transformers take seconds to import. They are imported where they are used, so that
-# `swift-sd --help` and a mistyped setting answer at once.
+# torch and transformers take seconds to import; `swift-sd --help` is to answer at once.
 
 DEFAULT_MODEL = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0), dequantised from 4 bits (Q4_1) to bfloat16."""
@@ -62,12 +61,18 @@ def load(
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(_DTYPES)}")
     place = _resolve_device(device)
-    tell = on_progress or _say_nothing
+    tell = on_progress or (lambda message: None)
     if name == DEFAULT_MODEL:
         folder = _default_model_folder(tell)
         with _without_bars():
             return _load_from(str(folder), dtype, place, tell, tensor_parallel)
     return _load_from(_resolve_name(name), dtype, place, tell, tensor_parallel)
+
+
+def convert(name: str, on_progress: Progress) -> None:
+    """Convert the default model, if that is `name` and it has not been converted yet."""
+    if name == DEFAULT_MODEL:
+        _default_model_folder(on_progress)
 
 
 def _load_from(
@@ -151,6 +156,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(source, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
         model.save_pretrained(folder)
+        if not (folder / "config.json").is_file():  # only the first of several processes saves
+            raise ConfigError(f"load {DEFAULT_MODEL} once before several processes join")
         tokenizer.save_pretrained(folder)
 
 
@@ -247,9 +254,6 @@ def _one_line_errors(source: str, task: str) -> Iterator[None]:
         ) from error
 
 
-# --- small things -----------------------------------------------------------------------------
-
-
 def _resolve_device(device: str) -> "torch.device":
     """Turn `device` into a torch device that this machine has."""
     import torch
@@ -274,7 +278,3 @@ def _first_line(error: BaseException) -> str:
     """The first line of an error's message, without its end mark, for use inside a sentence."""
     lines = str(error).strip().splitlines()
     return lines[0].strip().rstrip(".:")[:200] if lines else type(error).__name__
-
-
-def _say_nothing(message: str) -> None:
-    """Stand in for an absent progress callback."""

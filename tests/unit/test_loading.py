@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -257,6 +258,14 @@ def test_a_damaged_model_is_converted_anew(fake_wheel, cache, damage):
         assert torch.equal(model.get_output_embeddings().weight, expected)
     assert len(fake_wheel) == 2
     assert [*(cache / "models").iterdir()] == [folder]
+
+
+def test_a_process_that_transformers_lets_not_save_says_so(tmp_path, monkeypatch):
+    """As it does all but the first of several that have joined."""
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
+        monkeypatch.setattr(auto, "from_pretrained", lambda *args, **kwargs: Mock())
+    with pytest.raises(ConfigError, match="once before several processes join"):
+        loading._convert(tmp_path / "model.gguf", tmp_path)
 
 
 def test_an_interrupted_conversion_leaves_nothing(fake_wheel, cache, monkeypatch):

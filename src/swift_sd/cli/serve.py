@@ -250,11 +250,15 @@ def _serve_here(spec: Spec, host: str, port: int) -> bool:
 
 def _serve_split(spec: Spec, host: str, port: int) -> None:
     """On each process that torchrun started; the first one has the port."""
+    from swift_sd import loading
     from swift_sd.cli.session import quiet_transformers
     from swift_sd.serve import lockstep
     from swift_sd.serve.spec import load
 
     is_known = True
+    with progress("loading") as tell, quiet_transformers():
+        for source in spec.models.values():
+            loading.convert(source, tell)  # once joined, only the first process could save it
     if lockstep.join(spec.tensor_parallel) == 0:
         is_known = _serve_here(spec, host, port)
     else:

@@ -6,6 +6,7 @@ are either left apart, gathered, or summed over all processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -18,7 +19,6 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.integrations.tensor_parallel import ColwiseParallel
 
 from swift_sd.errors import ConfigError
-from swift_sd.model.stubs import shared_copy
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -131,7 +131,7 @@ class Shard:
         linear: a linear layer over the process's own part; without a bias that is added to a sum.
 
     Raises:
-        ValueError: the matrix is not split along one side.
+        ValueError: the matrix is not split along one side, or by others than transformers.
     """
 
     def __init__(self, linear: Any, gathers: bool | None = None) -> None:
@@ -139,8 +139,9 @@ class Shard:
 
         weight: Any = linear.weight
         (placement, *others) = weight.placements
-        if others or type(placement) is not Split:
-            raise ValueError(f"a matrix is placed as {weight.placements}")
+        is_wrapped = "forward" in vars(linear) and not linear._forward_hooks
+        if others or type(placement) is not Split or not is_wrapped:
+            raise ValueError(f"a matrix is placed as {weight.placements}, or not by transformers")
         self._mesh, self._out = weight.device_mesh, linear.out_features
         self._in = linear.in_features
         self._sums = placement.dim % 2 == 1
@@ -148,8 +149,8 @@ class Shard:
             rows = torch.zeros(1, 1, self._in, dtype=weight.dtype, device=weight.device)
             gathers = linear(rows).shape[-1] == self._out
         self.gathers = bool(gathers)
-        self.linear: Any = shared_copy(linear, {})
-        vars(self.linear).pop("forward", None)  # which exchanges
+        self.linear: Any = copy.copy(linear)
+        del self.linear.forward  # which exchanges, by the layer's own parameters
         self.linear._parameters = {
             name: None if parameter is None else _own(parameter)
             for name, parameter in linear._parameters.items()
