@@ -54,10 +54,9 @@ def why_not_shardable(config: PretrainedConfig, processes: int) -> str | None:
     if most % processes == 0:
         return None
     able = [str(n) for n in range(2, most + 1) if most % n == 0]
-    return (
-        f"it has {' and '.join(f'{count} {words}' for words, count in counts.items())}, which "
-        f"{processes} processes cannot share alike; "
-        + (f"{' or '.join(able)} can" if able else "run it in one process")
+    parts = (f"{words} ({count})" for words, count in counts.items() if count % processes)
+    return f"{processes} processes cannot share its {' and '.join(parts)} alike; " + (
+        f"{' or '.join(able)} can" if able else "run it in one process"
     )
 
 
