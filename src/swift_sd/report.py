@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 BAR = 24  # characters of the longest bar in the histogram
@@ -11,7 +12,12 @@ NOT_EXACT = (
 )
 
 
-def describe(summary: dict[str, Any], plain_step: float | None, search: str | None = None) -> str:
+def describe(
+    summary: dict[str, Any],
+    plain_step: float | None,
+    search: str | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """What happened in one response and whether it was faster, in a few lines.
 
     Args:
@@ -19,6 +25,7 @@ def describe(summary: dict[str, Any], plain_step: float | None, search: str | No
         plain_step: measured seconds of a plain step in the model's own modules; None where it was
             not, as over several processes, of which only one may ask.
         search: what the search for a layer set is doing, in words.
+        notes: what costs speed on this machine, a sentence each.
     """
     tokens, seconds = summary["new_tokens"], summary["seconds"]
     if not tokens:
@@ -30,6 +37,7 @@ def describe(summary: dict[str, Any], plain_step: float | None, search: str | No
     lines.append(_verdict(summary, plain_step))
     if search is not None:
         lines.append(f"skipping: {search}")
+    lines += notes
     return "\n".join(lines)
 
 

@@ -108,6 +108,11 @@ class Swift:
         return self._experience.words or "nothing is searched for: the settings say what to skip"
 
     @property
+    def speed_notes(self) -> list[str]:
+        """What this machine or an installed version lacks for full speed, a sentence each."""
+        return self._experience.speed_notes
+
+    @property
     def trace(self) -> Trace | None:
         """The record of the response that was started last; None before the first."""
         return self._trace
@@ -242,7 +247,7 @@ class Swift:
             raise ConfigError("nothing was generated yet; call generate or stream first")
         length = self._trace.prompt_tokens + len(self._trace.token_ids)
         step = None if is_sharded(self.model) else self.costs(min(length, REPORT_CONTEXT)).step
-        return describe(self._trace.summary(), step, self._experience.words)
+        return describe(self._trace.summary(), step, self._experience.words, self.speed_notes)
 
     def _prepare(
         self,

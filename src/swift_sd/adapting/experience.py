@@ -36,6 +36,7 @@ from swift_sd.model.exact_target import ExactTarget
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rounded_weights import KeptCopies
 from swift_sd.model.sharding import is_sharded
+from swift_sd.model.speed_notes import speed_notes
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target
 from swift_sd.model.tree_check import why_no_trees
@@ -136,6 +137,13 @@ class Experience:
     def words(self) -> str | None:
         """What the search for a layer set is doing; None where there is none."""
         return described(self._adaptation) if self._adaptation is not None else None
+
+    @property
+    def speed_notes(self) -> list[str]:
+        """See `speed_notes`; empty where the settings do without compiled code."""
+        if not self._config.compiled or self._config.exact == "off":
+            return []
+        return speed_notes(self._model, self._sublayers, self._exact)
 
     def finish(self) -> None:
         """A response has come to its end."""

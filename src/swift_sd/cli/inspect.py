@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swift_sd.cli import options
@@ -63,6 +64,7 @@ def _identity(swift: Swift) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "max_context": swift.context_length,
+        "speed_notes": swift.speed_notes,
     }
 
 
@@ -120,6 +122,8 @@ def _show(facts: dict[str, Any]) -> None:
         console.print(line)
     console.print()
     console.print(_totals(facts))
+    for note in facts["speed_notes"]:
+        console.print(f"\n[bold]slower here[/bold]: {escape(note)}")
 
 
 def _table(facts: dict[str, Any]) -> Table:

@@ -24,6 +24,7 @@ from swift_sd.errors import PromptError, UnsupportedArgument
 from swift_sd.model.kv_cache import CACHE_NAMES, KVCache, generate_cache_name, read_prefix
 from swift_sd.model.rope import context_length, trained_length
 from swift_sd.model.sharding import is_sharded
+from swift_sd.versions import CACHES_ARE_MARKED
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 STEP = 256  # to which the number of positions is rounded up
@@ -73,9 +74,9 @@ class Request:
             raise _refuse("max_time", options.max_time, "the processes' clocks would not agree")
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
         past = _past(model_kwargs.get(generate_cache_name()), depth)
-        mask = model_kwargs.get("attention_mask")
-        unread = _unread(tokens, past, mask, options)
-        if mask is not None and getattr(past, "_is_user_defined", False):
+        mask, length = _mask(model_kwargs.get("attention_mask"), options)
+        unread = _unread(tokens, past, mask, length)
+        if mask is not None and _is_callers(past):
             raise _refuse(
                 generate_cache_name(), "<cache>", "the prompt has padding, which is not kept"
             )
@@ -94,9 +95,9 @@ class Request:
         Padding is not read, so that a cache without it would not fit the ids that it is returned
         with.
         """
-        is_users = getattr(self.past_key_values, "_is_user_defined", False)
         is_whole = self.unread.shape[1] == self.tokens.shape[1]
-        return bool(is_users or (self.options.return_dict_in_generate and is_whole))
+        may_be_asked_for = self.options.return_dict_in_generate or not CACHES_ARE_MARKED
+        return bool(_is_callers(self.past_key_values) or (may_be_asked_for and is_whole))
 
     def start(self) -> DecodingState:
         """A fresh state for the loop; a prefix given by the user is copied into its cache."""
@@ -188,7 +189,22 @@ def _past(cache: Any, depth: int) -> DynamicCache:
     return cache
 
 
-def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: GenerationConfig) -> Tensor:
+def _is_callers(cache: Cache) -> bool:
+    """Whether the caller of `generate` gave it; an empty one may be where caches are not marked."""
+    return getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
+
+
+def _mask(mask: Tensor | None, options: GenerationConfig) -> tuple[Tensor | None, int]:
+    """The attention mask if it hides anything, and its length if there was one, else -1.
+
+    Since 5.18 transformers drops a mask of ones itself and leaves its length behind.
+    """
+    if mask is None:
+        return None, getattr(options, "_mask_length", -1)
+    return (None if bool((mask == 1).all()) else mask), mask.shape[1]
+
+
+def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, mask_length: int) -> Tensor:
     """The tokens that the model has to read, by the rules of transformers' own prefill."""
     if tokens.shape[0] != 1:
         raise PromptError(
@@ -200,7 +216,7 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, options: Generatio
     held = past.get_seq_length()
     if mask is None:
         # A mask as long as the ids says that they are the whole sequence, not only its new part.
-        is_whole = getattr(options, "_mask_length", -1) == tokens.shape[1]
+        is_whole = mask_length == tokens.shape[1]
         if held and is_whole and held >= tokens.shape[1]:
             raise PromptError(
                 f"the given cache holds {held} tokens, all of the prompt; crop it by one at least"

@@ -11,6 +11,7 @@ from swift_sd.decoding.noise import Noise
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping, race, winner
 from swift_sd.model.kv_cache import KVCache
+from swift_sd.versions import CRITERIA_COME_FIRST
 
 GROWTH = 1024  # ids to allocate at once
 
@@ -148,8 +149,11 @@ class DecodingState:
         self._ids[0, self._length] = token
         self._length += 1
         scores = tuple(self.scores) if self.scores is not None else None
+        if not CRITERIA_COME_FIRST:
+            self.hear(token)
         self.finished = self.stopping.ends(self.tokens, token, scores)
-        self.hear(token)
+        if CRITERIA_COME_FIRST:
+            self.hear(token)
 
     def _record(self, logits: Tensor, scores: Tensor) -> None:
         """Keep a place's `[1, vocabulary]` logits and scores, where they were asked for."""
