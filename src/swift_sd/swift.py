@@ -223,13 +223,8 @@ class Swift:
             return output
         scores: Any = None if state.scores is None else tuple(state.scores)
         logits: Any = None if state.logits is None else tuple(state.logits)
-        kept: Any = request.past_key_values if request.keeps_cache else None
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences,
-            scores=scores,
-            logits=logits,
-            **{generate_cache_name(): kept},
-        )
+        kept: Any = {generate_cache_name(): request.past_key_values if request.keeps_cache else None}
+        return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits, **kept)
 
     def costs(self, context: int = 64) -> Costs:
         """Seconds of a step and of each sublayer behind `context` positions; measured once."""

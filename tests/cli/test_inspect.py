@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from swift_sd.native import compiler
 from swift_sd.testing.families import tiny_model
 
 
@@ -43,3 +44,15 @@ def test_refuses_an_unsupported_model(swift_sd, refused, model_folder, tmp_path)
 
 def test_refuses_a_context_beyond_the_models(swift_sd, refused, model_folder):
     refused(swift_sd("inspect", model_folder, "--context", 256), "--context", "256")
+
+
+def test_what_costs_speed_here_is_told_with_the_remedy(
+    swift_sd, model_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SWIFT_SD_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler.shutil, "which", lambda _: None)
+    _, out, _ = swift_sd("inspect", model_folder, "--context", 8)
+    assert "no C compiler is installed (cc); install gcc or clang" in " ".join(out.split())
+    _, out, _ = swift_sd("inspect", model_folder, "--context", 8, "--json")
+    (note,) = json.loads(out)["speed_notes"]
+    assert "no C compiler" in note
