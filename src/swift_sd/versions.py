@@ -9,7 +9,10 @@ from packaging.version import Version
 # cache that its caller gave.
 CRITERIA_COME_FIRST = CACHES_ARE_MARKED = Version("5.17") <= Version(transformers.__version__)
 
-EXACT_TORCH = ("2.9", "2.14")  # the first and last whose order of sums compiled code is known to have
+EXACT_TORCH = (
+    "2.9",
+    "2.14",
+)  # the first and last whose order of sums compiled code is known to have
 
 
 def has_known_order(version: str) -> bool:
