@@ -29,15 +29,18 @@ test: $(READY) ## run the tests, but those that start Ray (ARGS="-k loading" to 
 	@echo "the tests take about 8 minutes on two cores"
 	@$(BIN)/python -m pytest $(ARGS)
 
-# On x86-64 pip takes CUDA builds of torch for these two: 7 GB each.
+# On x86-64 pip takes CUDA builds of torch for these two: 7 GB each. That some versions of other
+# packages deprecate what others use is not for us to mend.
+OTHERS := -W ignore::DeprecationWarning
 test-lowest: ## the same with the lowest versions that pyproject.toml promises, in .venv-lowest
 	@mkdir -p $(VENV)-lowest && $(PYTHON) .ci/lowest.py > $(VENV)-lowest/versions.txt
 	@$(MAKE) --no-print-directory test VENV=$(VENV)-lowest TORCH=torch \
-		PINS="--constraint $(VENV)-lowest/versions.txt"
+		PINS="--constraint $(VENV)-lowest/versions.txt" ARGS="$(OTHERS) $(ARGS)"
 
 test-newest: ## the same with the newest torch and transformers, in .venv-newest
 	@rm -f $(VENV)-newest/.ready
-	@$(MAKE) --no-print-directory test VENV=$(VENV)-newest TORCH="torch transformers --upgrade"
+	@$(MAKE) --no-print-directory test VENV=$(VENV)-newest TORCH="torch transformers --upgrade" \
+		ARGS="$(OTHERS) $(ARGS)"
 
 test-cluster: $(READY) ## the tests that start Ray
 	@$(BIN)/python -m pytest -m cluster -n 0 tests/serve

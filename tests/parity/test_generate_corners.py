@@ -23,8 +23,8 @@ from swift_sd import (
     UnsupportedModel,
 )
 from swift_sd.model.kv_cache import generate_cache_name
-from swift_sd.versions import CACHES_ARE_MARKED
 from swift_sd.testing.families import tiny_model
+from swift_sd.versions import CACHES_ARE_MARKED
 
 CACHE = generate_cache_name()
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from swift_sd import Swift, SwiftConfig
-from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.speed_notes import speed_notes
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.native import compiler, processor
 from swift_sd.testing.families import tiny_model
 from swift_sd.versions import EXACT_TORCH, has_known_order

@@ -47,6 +47,6 @@ def speed_notes(model: PreTrainedModel, sublayers: Sublayers, exact: ExactTarget
         )
     if not processor.has_known_order():
         notes.append(
-            f"{SLOWER}torch's order of sums on this processor is not known; it is on {processor.KNOWN}"
+            f"{SLOWER}torch's order of sums is not known on this processor but on {processor.KNOWN}"
         )
     return notes
