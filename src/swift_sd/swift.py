@@ -20,8 +20,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from swift_sd.adapting.costs import Costs, measure_costs
-from swift_sd.adapting.experience import Experience
+from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.experiences import Experiences
 from swift_sd.adapting.profile import Profile
 from swift_sd.arguments import check_types, with_stop_strings
 from swift_sd.config import SwiftConfig
@@ -34,7 +34,7 @@ from swift_sd.model.kv_cache import generate_cache_name, write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
 from swift_sd.model.sharding import is_sharded
-from swift_sd.model.sublayers import find_sublayers
+from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.support import check_ready
 from swift_sd.prompts import Messages, encoded
 from swift_sd.report import describe
@@ -78,10 +78,14 @@ class Swift:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
-        self.sublayers = find_sublayers(model)
-        self._experience = Experience(model, self.sublayers, self.config, profile, tokenizer, clock)
+        self._experiences = Experiences(model, self.config, profile, tokenizer, clock)
+        self._experience = self._experiences.latest
         self._trace: Trace | None = None
-        self._costs: dict[int, Costs] = {}
+
+    @property
+    def sublayers(self) -> Sublayers:
+        """What drafts may skip, in the model as it was at the latest response."""
+        return self._experience.sublayers
 
     @property
     def layer_set(self) -> LayerSet:
@@ -203,12 +207,7 @@ class Swift:
         as `token_streamer=`, or use `swift.generate(streamer=…)`.
         """
         request = self._prepare(
-            model,
-            input_ids,
-            logits_processor,
-            stopping_criteria,
-            generation_config,
-            **model_kwargs,
+            model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
         )
         state = request.start()
         if token_streamer is not None:
@@ -230,9 +229,7 @@ class Swift:
 
     def costs(self, context: int = 64) -> Costs:
         """Seconds of a step and of each sublayer behind `context` positions; measured once."""
-        if context not in self._costs:
-            self._costs[context] = measure_costs(self.model, self.sublayers, context=context)
-        return self._costs[context]
+        return self._experience.costs(context)
 
     def report(self) -> str:
         """The last response for a person to read: speed, acceptance, and whether it was faster.
@@ -257,30 +254,31 @@ class Swift:
     ) -> Request:
         if model is not self.model:
             raise ConfigError("this Swift is for another model object; make one with Swift(model)")
-        check_ready(model, self.sublayers.path)
+        check_ready(model)
         return Request.checked(
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
 
     def _run(self, request: Request, state: DecodingState, name: str | None) -> Generator[Step]:
         """The loop with its record kept; at the end the user's own cache is brought up to date."""
+        experience = self._experience = self._experiences.now()
         do_sample = bool(request.options.do_sample)
-        drafter, adapter = self._experience.drafting(do_sample=do_sample, memory=name)
-        clock, trace = self._experience.clock, self._experience.new_trace(state.length)
+        drafter, adapter = experience.drafting(do_sample=do_sample, memory=name)
+        clock, trace = experience.clock, experience.new_trace(state.length)
         self._trace = trace
         rounds = decode(
-            self._experience.target(adapter),
+            experience.target(adapter),
             drafter,
             state,
             request.unread,
             self.config.max_draft_tokens,
-            tolerance=self._experience.tolerance,
+            tolerance=experience.tolerance,
             prefill_chunk=request.options.prefill_chunk_size,
             adapter=adapter,
             clock=clock,
         )
         try:
-            with self._experience.spins.watching() as look:
+            with experience.spins.watching() as look:
                 while True:
                     begin = clock()
                     step = next(rounds, None)
@@ -292,10 +290,10 @@ class Swift:
                     yield step
         finally:
             rounds.close()
-            trace.layer_set = adapter.layer_set if adapter is not None else self.layer_set
+            trace.layer_set = (adapter or experience).layer_set
             if request.keeps_cache:
                 write_back(state.cache, request.past_key_values)
-            self._experience.finish()
+            experience.finish()
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

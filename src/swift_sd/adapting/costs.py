@@ -118,7 +118,7 @@ class TimedView(View):
             return _StopWatch(module, times.append, self.wait)
 
         layers = sublayers.wrapped(model, watched)
-        super().__init__(shared_copy_along(model, sublayers.path, layers))
+        super().__init__(shared_copy_along(model, sublayers.path, layers) if layers else model)
         self._depth = sublayers.depth
         self._head: Any = model.get_output_embeddings()
 

@@ -10,6 +10,7 @@ from time import perf_counter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.adaptation import Adaptation
+from swift_sd.adapting.costs import Costs, measure_costs
 from swift_sd.adapting.fingerprint import model_fingerprint
 from swift_sd.adapting.governor import Governed, Governor, supposed
 from swift_sd.adapting.keeper import AUTO, Keeper
@@ -78,14 +79,14 @@ class Experience:
         tokenizer: PreTrainedTokenizerBase | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
+        self._model, self.sublayers = model, sublayers
+        self._config, self._tokenizer = config, tokenizer
         self.clock, self.spins = clock, SpinControl(clock)
-        self._model = model
-        self._sublayers = sublayers
-        self._config = config
+        depth = model.config.get_text_config(decoder=True).num_hidden_layers
         if config.layer_set is not None:
-            config.layer_set.check_depth(sublayers.depth)
+            config.layer_set.check_depth(depth)
         start = LayerSet.unified if config.early_stop is not None else LayerSet.none
-        self._start = config.layer_set or start(sublayers.depth)
+        self._start = config.layer_set or start(depth)
         with short_spins():
             # Forwards over a few tokens, once: so that no response has to wait for them.
             self._reads_trees = self._can_read_trees()
@@ -95,16 +96,8 @@ class Experience:
                 model, sublayers, config.exact, several_rows=drafts, compiled=config.compiled
             )
             bits = self._draft_bits()
-            self.draft_weights = DraftWeights(
-                model,
-                sublayers,
-                bits,
-                group=config.draft_group,
-                compiled=config.compiled,
-                has_short_head=config.short_head,
-                tokenizer=tokenizer,
-                kept=self._kept_copies(bits),
-            )
+            self.draft_weights = self._made_draft_weights(bits, self._kept_copies(bits))
+        self._costs: dict[int, Costs] = {}
         self.calibrations = Calibrations()
         self.memories = Memories(self._empty_memory)
         self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
@@ -116,6 +109,22 @@ class Experience:
         """The model as it is now, to read prompts (looked at by the adapter) and verify drafts."""
         reader = adapter.reader(self._exact.reading_model()) if adapter is not None else None
         return self._exact.target(reader)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether verification gives plain decoding's bits."""
+        return self._exact.is_exact
+
+    def reread(self) -> None:
+        """The model has got other weights: drafts are made of those, and kept nowhere."""
+        self.draft_weights = self._made_draft_weights(self.draft_weights.bits, None)
+        self._forget()
+
+    def costs(self, context: int) -> Costs:
+        """Seconds of a step and of each sublayer behind `context` positions; measured once."""
+        if context not in self._costs:
+            self._costs[context] = measure_costs(self._model, self.sublayers, context=context)
+        return self._costs[context]
 
     @property
     def profile(self) -> Profile:
@@ -143,7 +152,7 @@ class Experience:
         """See `speed_notes`; empty where the settings do without compiled code."""
         if not self._config.compiled or self._config.exact == "off":
             return []
-        return speed_notes(self._model, self._sublayers, self._exact)
+        return speed_notes(self._model, self.sublayers, self._exact)
 
     def finish(self) -> None:
         """A response has come to its end."""
@@ -239,6 +248,18 @@ class Experience:
         is_small = self._model.num_parameters() < SMALL
         return 8 if is_small and self._model.device.type == "cpu" else 4
 
+    def _made_draft_weights(self, bits: int, kept: KeptCopies | None) -> DraftWeights:
+        return DraftWeights(
+            self._model,
+            self.sublayers,
+            bits,
+            group=self._config.draft_group,
+            compiled=self._config.compiled,
+            has_short_head=self._config.short_head,
+            tokenizer=self._tokenizer,
+            kept=kept,
+        )
+
     def _kept_copies(self, bits: int) -> KeptCopies | None:
         if not self._config.keep_copies or is_sharded(self._model):  # no process has the copies
             return None
@@ -266,11 +287,11 @@ class Experience:
     def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
         config = self._config
         if config.skip_ratio is not None and config.max_draft_tokens:
-            return PaperAdaptation(PaperSearch(self._sublayers.depth, config.skip_ratio))
+            return PaperAdaptation(PaperSearch(self.sublayers.depth, config.skip_ratio))
         if self._keeper is None:
             return None
         adaptation = Adaptation(
-            self._sublayers,
+            self.sublayers,
             self.pace,
             config.max_draft_tokens,
             self._forget,
@@ -294,7 +315,7 @@ class Experience:
     def _can_read_trees(self) -> bool:
         if not (self._config.tree and self._config.max_draft_tokens):
             return False
-        reason = why_no_trees(self._model, self._sublayers)
+        reason = why_no_trees(self._model, self.sublayers)
         if reason is not None:
             warnings.warn(
                 f"{type(self._model).__name__} verifies chains of draft tokens without "

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import KVCache
+from swift_sd.model.plain_tensors import address, is_plain, is_plain_linear
 from swift_sd.model.rope import changes_with_length, scales_queries
 from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import Sublayers
@@ -61,13 +62,14 @@ def _each_layers_rows(
 ) -> Iterator[CacheRows]:
     for buffer, window in zip(cache.buffers, windows, strict=True):
         keys, values, row = cache.room(buffer, count)
-        if not keys.dtype == values.dtype == dtype or keys.shape != values.shape:
+        plain = is_plain(keys, dtype) and is_plain(values, dtype)
+        if not plain or keys.shape != values.shape:
             raise UnsupportedModel(
                 f"the cache holds keys of {keys.dtype} and values of {values.dtype}, the model is "
                 f"{dtype}: give a prefix in the model's own type, without autocast"
             )
         whole = window or 1 << 60
-        yield CacheRows(keys.data_ptr(), values.data_ptr(), keys.stride(1), row, whole)
+        yield CacheRows(address(keys, dtype), address(values, dtype), keys.stride(1), row, whole)
 
 
 def linears_of(layer: Any) -> list[nn.Linear]:
@@ -130,12 +132,26 @@ class CommonLayout:
             shapes = {
                 tuple(linear.weight.shape for linear in linears_of(layer)) for layer in self.layers
             }
+            kinds = {one for layer in self.layers for one in self._kinds(layer)}
         except (AttributeError, TypeError) as error:
             raise NoKernelsError(f"the model is of another layout: {error}") from None
         if len(shapes) > 1:
             raise NoKernelsError("its layers differ in size")
+        if len(kinds) > 1:
+            raise NoKernelsError("its layers differ in classes, scale or epsilon")
+        linears = (linear for layer in self.layers for linear in linears_of(layer))
+        if not all(map(is_plain_linear, (*linears, self.head))):
+            raise NoKernelsError("a linear layer is of another kind")
         if any(width % CHUNK for width in (self.hidden, *widths)) or head_dim % 8:
             raise NoKernelsError(f"a width is no multiple of {CHUNK}")
+
+    def _kinds(self, layer: Any) -> Iterator[tuple[Any, ...]]:
+        """What compiled code has one of for the whole model; one entry for each norm."""
+        modules = (layer, layer.self_attn, layer.mlp, layer.mlp.act_fn)
+        types = (*map(type, modules), layer.self_attn.scaling)
+        for norm in (*norms_of(layer), self.norm):
+            if norm is not None:
+                yield (*types, type(norm), norm.variance_epsilon)
 
     def _check(self, layer: Any, head_dim: int) -> set[int]:
         names = {name for name, _ in layer.named_children()}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from swift_sd.model.plain_tensors import address, is_plain
+
 # Numbers of keys that are tried: few, vectors with and without a rest, softmax blocks of 512.
 LENGTHS = (*range(1, 36), 63, 100, 255, 300, 511, 512, 513, 700, 1027)
 NUMBERS = 200_000  # that are compared behind a mask
@@ -81,7 +83,11 @@ def compiled_attention(
     _, heads, rows, width = query.shape
     prefix = key.shape[2] - rows
     out = query.new_empty(1, rows, heads, width)
-    pointers = (each.data_ptr() for each in (query, key, value, out, paths.table, paths.lengths))
+    numbers, rows_of_paths = (query, key, value, out), (paths.table, paths.lengths)
+    pointers = (
+        *(address(each, torch.bfloat16, contiguous=False) for each in numbers),
+        *(address(each, torch.int32) for each in rows_of_paths),
+    )
     failed = library.swift_sd_attention(
         ctypes.byref(
             _Attention(
@@ -101,7 +107,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether the kernel knows what to do with such tensors."""
     rows_lie_together = all(each.stride(2) == each.shape[3] for each in (key, value))
     numbers_do = all(each.stride(3) == 1 for each in (query, key, value))
-    kind = query.dtype == key.dtype == torch.bfloat16 and query.is_cpu and len(query) == 1
+    kind = all(is_plain(each, torch.bfloat16) for each in (query, key, value)) and len(query) == 1
     same = value.shape == key.shape and query.shape[3] == key.shape[3]
     return kind and same and rows_lie_together and numbers_do and query.shape[3] % 8 == 0
 

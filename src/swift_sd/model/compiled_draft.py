@@ -23,6 +23,7 @@ from swift_sd.model.common_layout import (
 )
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.layer_set import LayerSet
+from swift_sd.model.plain_tensors import address
 from swift_sd.model.rounded_weights import KeptCopies, Rounded
 from swift_sd.model.shortlist import Shortlist
 from swift_sd.model.sublayers import Sublayers
@@ -137,11 +138,12 @@ class CompiledWeights:
 
     def _matrix(self, linear: nn.Linear, copy: Rounded) -> _Matrix:
         bias = None if linear.bias is None else self._numbers(linear.bias)
-        return _Matrix(copy.codes.data_ptr(), copy.scales.data_ptr(), bias, *copy.sizes)
+        codes, scales = address(copy.codes, torch.uint8), address(copy.scales, torch.int16)
+        return _Matrix(codes, scales, bias, *copy.sizes)
 
     def _numbers(self, tensor: Tensor) -> int:
         self._kept.append(tensor.detach().float().contiguous().clone())
-        return self._kept[-1].data_ptr()
+        return address(self._kept[-1], torch.float32)
 
 
 class CompiledDraft:
@@ -189,13 +191,13 @@ class CompiledDraft:
             ctypes.byref(weights.struct),
             cache_rows(cache, count, weights.windows, weights.dtype),
             self._skips,
-            Pointer(hidden.data_ptr()),
+            Pointer(address(hidden, torch.float32)),
             Whole(count),
-            Pointer(cosines[begin:].data_ptr()),
-            Pointer(sines[begin:].data_ptr()),
-            Pointer(logits.data_ptr()),
+            Pointer(address(cosines[begin:], torch.float32)),
+            Pointer(address(sines[begin:], torch.float32)),
+            Pointer(address(logits, torch.float32)),
             Whole(count),
-            None if listed is None else Pointer(listed.data_ptr()),
+            None if listed is None else Pointer(address(listed, torch.int32)),
             Whole(0 if listed is None else len(listed)),
         )
         if failed:

@@ -8,20 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swift_sd.model.plain_tensors import address, is_plain, is_plain_linear
+
 STRIDE = 64  # see native/rows.c
 
 
 class Around(nn.Module):
-    """What is put around a linear layer; some models ask it for the layer's weight."""
+    """What is put around a linear layer, or stands for it; for the rest it is that layer.
+
+    Some models ask for a layer's weight, adapters for its sizes too.
+    """
 
     def __init__(self, linear: nn.Module) -> None:
         super().__init__()
         self.linear: Any = linear
 
-    @property
-    def weight(self) -> Any:
-        """As the layer has it."""
-        return self.linear.weight
+    def __getattr__(self, name: str) -> Any:
+        """What only the layer has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "linear":
+                raise
+            return getattr(self.linear, name)
 
 
 class CompiledRows(Around):
@@ -49,10 +58,12 @@ class CompiledRows(Around):
             alone: Tensor = self.linear(hidden_states)
             return alone
         output = rows.new_empty(len(rows), len(weight))
-        pointers = (None if each is None else each.data_ptr() for each in (rows, weight, bias))
+        pointers = (
+            None if each is None else address(each, torch.bfloat16)
+            for each in (rows, weight, bias, output)
+        )
         failed = self._library.swift_sd_linear_rows(
             *map(ctypes.c_void_p, pointers),
-            ctypes.c_void_p(output.data_ptr()),
             *map(ctypes.c_int64, (len(rows), *reversed(weight.shape))),
         )
         if failed:
@@ -62,13 +73,9 @@ class CompiledRows(Around):
 
 def can_be_compiled(linear: nn.Module) -> bool:
     """Whether the kernel knows what to do with this layer."""
-    if type(linear) is not nn.Linear or is_watched(linear):
+    if not is_plain_linear(linear):
         return False
-    weight = linear.weight
-    fits = weight.dtype == torch.bfloat16 and weight.is_cpu and weight.is_contiguous()
-    return fits and weight.shape[1] % STRIDE == 0
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether something that is not the module's class has a part in its forwards."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    assert isinstance(linear, nn.Linear)
+    numbers = [one for one in (linear.weight, linear.bias) if one is not None]
+    fits = all(is_plain(one, torch.bfloat16) and one.is_contiguous() for one in numbers)
+    return fits and linear.weight.shape[1] % STRIDE == 0

@@ -21,8 +21,10 @@ from swift_sd.model.common_layout import (
     norms_of,
 )
 from swift_sd.model.compiled_attention import RowPaths
-from swift_sd.model.compiled_rows import can_be_compiled, is_watched
+from swift_sd.model.compiled_rows import can_be_compiled
+from swift_sd.model.foreign_code import is_patched, is_watched
 from swift_sd.model.kv_cache import KVCache, attention_windows
+from swift_sd.model.plain_tensors import address
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.native.compiler import NoKernelsError
 
@@ -64,8 +66,9 @@ class CompiledTarget:
     """
 
     def __init__(self, library: Any, model: PreTrainedModel, sublayers: Sublayers) -> None:
-        if any(map(is_watched, model.modules())):
-            raise NoKernelsError("a module has hooks or a forward of its own")
+        modules = list(model.modules())
+        if any(map(is_watched, modules)) or any(map(is_patched, {*map(type, modules)})):
+            raise NoKernelsError("a module has hooks or a forward that was not written for it")
         layout = CommonLayout(model, sublayers)
         if model.dtype != torch.bfloat16:
             raise NoKernelsError(f"the model is {model.dtype}")
@@ -100,10 +103,11 @@ class CompiledTarget:
         failed = self._library.swift_sd_target(
             ctypes.byref(self._struct),
             cache_rows(cache, rows, self.windows, torch.bfloat16),
-            Pointer(hidden.data_ptr()),
+            Pointer(address(hidden, torch.bfloat16)),
             Whole(rows),
-            *(Pointer(table.data_ptr()) for table in (paths.table, paths.lengths, *tables)),
-            Pointer(logits.data_ptr()),
+            *(Pointer(address(each, torch.int32)) for each in (paths.table, paths.lengths)),
+            *(Pointer(address(each, torch.bfloat16)) for each in tables),
+            Pointer(address(logits, torch.bfloat16)),
             Whole(rows),
         )
         if failed:
@@ -124,7 +128,6 @@ class CompiledTarget:
         return _Linear(self._numbers(linear.weight), bias, *reversed(linear.weight.shape))
 
     def _numbers(self, tensor: Tensor) -> int:
-        if tensor.dtype != torch.bfloat16 or not tensor.is_contiguous():
-            raise NoKernelsError("a parameter is not in bfloat16, or not in one piece")
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        # Kept by another name: the memory of one that is given other data meanwhile must stay.
+        self._kept.append(tensor.detach())
+        return address(tensor, torch.bfloat16)

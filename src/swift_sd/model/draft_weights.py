@@ -49,6 +49,7 @@ class DraftWeights:
         bits: of the weights that drafts read, in fact.
         error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
         why_not_compiled, why_not_rounded: the reason, where that was wished for.
+        shortlist: tokens that drafts choose among; None where they read the whole head.
     """
 
     def __init__(
@@ -70,7 +71,6 @@ class DraftWeights:
         self.why_not_compiled: str | None = None
         self.why_not_rounded: str | None = None
         self._has_short_head, self._tokenizer = has_short_head, tokenizer
-        self._form = self._current_form()
         begin = perf_counter()
         if bits < 16:
             self._round(bits, compiled)
@@ -106,16 +106,13 @@ class DraftWeights:
     def view(self, layer_set: LayerSet, shortlist: Shortlist | None = None) -> AnyDraft:
         """A draft for one response that skips `layer_set`.
 
-        It reads the model itself where that has got another type or vocabulary since.
-
         Args:
             layer_set: what it skips at first.
             shortlist: the tokens that compiled code chooses among; None for all.
         """
-        is_of_the_model = self._form == self._current_form()
-        if self._compiled is not None and is_of_the_model:
+        if self._compiled is not None:
             return CompiledDraft(self._compiled, layer_set, shortlist)
-        model: Any = self._copy if self._copy is not None and is_of_the_model else self._model
+        model: Any = self._copy if self._copy is not None else self._model
         return DraftView(model, self._sublayers, layer_set)
 
     def new_shortlist(self) -> Shortlist | None:
@@ -127,12 +124,6 @@ class DraftWeights:
     @cached_property
     def _ranking(self) -> Sequence[int] | None:
         return ranked_tokens(self._tokenizer)
-
-    def _current_form(self) -> tuple[Any, ...]:
-        """What copies are of."""
-        head: Any = self._model.get_output_embeddings()
-        shape = None if head is None else tuple(head.weight.shape)
-        return self._model.dtype, self._model.device, shape
 
     def _round(self, bits: int, compiled: bool) -> None:
         try:
@@ -146,12 +137,14 @@ class DraftWeights:
             self.why_not_compiled, self._compiled = str(reason), None
         if self._compiled is not None:
             return
-        try:  # torch may find out late that it has no such kernel for this device
+        try:
             self._copy = quantised_copy(self._model, bits, self._group)
             if self._copy is None:
                 raise NoKernelsError("there are no packed kernels for most of its weights")
             self._accept(bits)
-        except (NoKernelsError, RuntimeError) as reason:
+        # torch may find out late that it has no such kernel for this device, and layers of others
+        # may look into those that were replaced.
+        except Exception as reason:
             self.why_not_rounded, self._copy = str(reason), None
 
     def _accept(self, bits: int) -> None:

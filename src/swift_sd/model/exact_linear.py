@@ -143,7 +143,8 @@ def _forms(linears: Mapping[str, Any], most_alone: float, kernels: Any) -> dict[
     alone = 0
     for name, linear in linears.items():
         weight: Tensor = linear.weight
-        kind = (type(linear), weight.shape, weight.dtype, weight.stride(), linear.bias is None)
+        kinds = type(linear), type(weight), can_be_compiled(linear)
+        kind = (*kinds, weight.shape, weight.dtype, weight.stride(), linear.bias is None)
         if kind not in by_kind:
             by_kind[kind] = _exact_form(linear, kernels)
         form = by_kind[kind]
@@ -184,7 +185,7 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
     generator = torch.Generator().manual_seed(0)
     samples = []
     for _ in range(max(1, OUTPUTS // (out * len(some)))):
-        rows = torch.randn(1, MOST, width, generator=generator).to(weight)
+        rows = torch.randn(1, MOST, width, generator=generator).to(weight.device, weight.dtype)
         samples.append((rows, {row: linear(rows[:, row : row + 1]) for row in some}))
     possible: list[Form] = [as_it_is, ColumnMajor]
     if kernels is not None and can_be_compiled(linear):

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from threading import Lock
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swift_sd.errors import UnsupportedModel
 from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.exact_linear import Forms, compiled_model, exact_forms, many_rows_are_alike
 from swift_sd.model.exact_rows import AttentionKernels, ExactRows, has_other_weights, is_exact
@@ -76,7 +75,7 @@ class Found:
 
 
 class ExactTarget:
-    """Makes the target of each response, as the model is then.
+    """Makes the target of each response.
 
     Args:
         model: the target; it is not changed.
@@ -97,9 +96,7 @@ class ExactTarget:
     ) -> None:
         self._model, self._sublayers, self._exact = model, sublayers, exact
         self._several_rows, self._may_compile = several_rows, compiled
-        self._known: dict[tuple[Any, ...], Found | None] = {}
-        self._looking = Lock()
-        _ = self._found  # now, so that no response has to wait for it
+        self._found = self._look()
 
     @property
     def is_exact(self) -> bool:
@@ -127,21 +124,10 @@ class ExactTarget:
             return self._model
         return compiled_model(self._model, found.forms) or self._model
 
-    @property
-    def _found(self) -> Found | None:
-        """What was found under these conditions; the first time it is looked for, in seconds."""
-        config: Any = self._model.config.get_text_config(decoder=True)
-        attention = config._attn_implementation
-        experts = getattr(config, "_experts_implementation", None)
-        device = self._model.device
-        threads = torch.get_num_threads() if device.type == "cpu" else None
-        conditions = (attention, experts, self._model.dtype, device, threads)
-        with self._looking:
-            if conditions not in self._known:
-                self._known[conditions] = self._look(has_sdpa=attention == "sdpa")
-            return self._known[conditions]
-
-    def _look(self, *, has_sdpa: bool) -> Found | None:
+    def _look(self) -> Found | None:
+        """What is found by trying, in seconds."""
+        config = self._model.config.get_text_config(decoder=True)
+        has_sdpa = config._attn_implementation == "sdpa"
         on_cpu = self._model.device.type == "cpu"
         # A single row is exact as it is: there is only speed to be gained, by compiled code.
         may_gain = self._several_rows or (on_cpu and self._model.dtype == torch.bfloat16)
@@ -156,7 +142,10 @@ class ExactTarget:
         if forms is None:
             return None
         found = Found(forms, kernels)
-        if not holds_everywhere(self._model, is_exact(self._view(found), self._model)):
+        try:
+            if not holds_everywhere(self._model, is_exact(self._view(found), self._model)):
+                return None
+        except UnsupportedModel:  # a module that cannot be copied
             return None
         reading, compiled = compiled_model(self._model, forms), self._compiled(found)
         return replace(

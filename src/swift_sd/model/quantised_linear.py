@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swift_sd.model.compiled_rows import Around
+from swift_sd.model.plain_tensors import is_plain_linear
 from swift_sd.model.sharding import Shard, ShardedLinear, hold_everywhere, is_dtensor
 from swift_sd.model.stubs import replaced
 
@@ -18,7 +20,7 @@ OUTPUTS = 64  # rows of weights that the packed kernels take at once
 AT_ONCE = 1 << 24  # weights that are rounded together: in 32 bits they take much memory
 
 
-class FourBits(nn.Module):
+class FourBits(Around):
     """Weights in 4 bits by groups along the rows, rounded to nearest: code · scale + offset.
 
     Args:
@@ -31,7 +33,7 @@ class FourBits(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, group: int, kind: str | None = None) -> None:
-        super().__init__()
+        super().__init__(linear)
         weight = linear.weight.detach()
         out, width = weight.shape
         kind = kind or weight.device.type
@@ -43,7 +45,7 @@ class FourBits(nn.Module):
         tiles = next((tiles for tiles in TILES[kind] if width % (16 * tiles) == 0), 0)
         if not group or not tiles or out % OUTPUTS:
             raise ValueError(f"no 4-bit kernel for {out} x {width}")
-        self.bias, self.group, self.is_cpu = linear.bias, group, kind == "cpu"
+        self.group, self.is_cpu = group, kind == "cpu"
         parts = [_rounded(part, group) for part in _parts(weight)]
         codes, scales, middles = (torch.cat(each) for each in zip(*parts, strict=True))
         # [groups, out, 2]: what a code of 8 stands for is stored, not what 0 does.
@@ -66,7 +68,7 @@ class FourBits(nn.Module):
         return output if self.bias is None else output + self.bias
 
 
-class EightBits(nn.Module):
+class EightBits(Around):
     """Weights in 8 bits with a scale for each row.
 
     Args:
@@ -78,11 +80,10 @@ class EightBits(nn.Module):
     """
 
     def __init__(self, linear: nn.Linear, group: int) -> None:
-        super().__init__()
+        super().__init__(linear)
         weight = linear.weight.detach()
         if weight.dtype not in (torch.bfloat16, torch.float16) or weight.shape[1] % 32:
             raise ValueError(f"no 8-bit kernel for {weight.dtype}, width {weight.shape[1]}")
-        self.bias = linear.bias
         scales = weight.abs().amax(dim=1).float() / 127
         divisors = _parts(scales.clamp(min=1e-12)[:, None].expand_as(weight))
         codes = [
@@ -112,13 +113,13 @@ def quantised_copy(model: PreTrainedModel, bits: int, group: int) -> nn.Module |
         group: weights that share a scale, for 4 bits.
     """
     form = FourBits if bits == 4 else EightBits
-    linears = {name: one for name, one in model.named_modules() if type(one) is nn.Linear}
+    linears = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear)}
     new: dict[str, nn.Module] = {}
     for name, linear in linears.items():
         try:
             if is_dtensor(linear.weight):
                 new[name] = _sharded(linear, form, group)
-            else:
+            elif is_plain_linear(linear):
                 new[name] = form(linear, group)
         except ValueError:
             continue

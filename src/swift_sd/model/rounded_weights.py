@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from swift_sd.model.common_layout import CHUNK, Pointer, Whole
+from swift_sd.model.plain_tensors import address
 from swift_sd.model.quantised_linear import AT_ONCE
 from swift_sd.native import compiler
 
@@ -61,10 +62,10 @@ class Rounded:
             part = floats[: min(at_once, rows - first)]
             part.copy_(weight[first : first + at_once].detach())
             library.swift_sd_quantise(
-                Pointer(part.data_ptr()),
+                Pointer(address(part, torch.float32)),
                 *map(Whole, (len(part), columns, group, bits)),
-                Pointer(codes[first:].data_ptr()),
-                Pointer(scales[first:].data_ptr()),
+                Pointer(address(codes[first:], torch.uint8)),
+                Pointer(address(scales[first:], torch.int16)),
             )
         return cls(codes, scales, bits)
 

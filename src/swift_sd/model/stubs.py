@@ -10,13 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swift_sd.errors import UnsupportedModel
+
 
 def shared_copy(module: nn.Module, children: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of `module` with some children replaced.
 
     Parameters, buffers and all other children are the same objects as in the original, which does
     not change.
+
+    Raises:
+        UnsupportedModel: the module has a `forward` of its own: the copy would run the original.
     """
+    if "forward" in vars(module):
+        raise UnsupportedModel(
+            f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
+            "patched); delete that attribute, or load the model anew"
+        )
     twin = copy.copy(module)
     twin._modules = {**module._modules, **children}
     return twin

@@ -101,8 +101,8 @@ def find_sublayers(model: PreTrainedModel) -> Sublayers:
         UnsupportedModel: names the family, the reason and what is supported.
     """
     refuse_what_cannot_work(model)
+    check_ready(model)
     path, layers = _decoder_layers(model)
-    check_ready(model, path)
     proved: dict[Any, LayerParts] = {}
     for index, layer in enumerate(layers):
         if _kind(layer) not in proved:
@@ -141,7 +141,8 @@ def _identify(layer: nn.Module) -> tuple[str, str]:
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
     """Layers of one kind run the same code: what is proved for one holds for all."""
-    return type(layer), tuple((name, type(child)) for name, child in layer.named_children())
+    children = tuple((name, type(child)) for name, child in layer.named_children())
+    return type(layer), "forward" in vars(layer), children
 
 
 def _prove(

@@ -64,25 +64,17 @@ def refuse_what_cannot_work(model: PreTrainedModel) -> None:
         )
 
 
-def check_ready(model: PreTrainedModel, path: tuple[str, ...]) -> None:
+def check_ready(model: PreTrainedModel) -> None:
     """Refuse a model that cannot be drafted with as it is now, though it could be.
 
     Raises:
         UnsupportedModel: dropout is on, so that what is computed twice would differ; or autocast on
-            a CPU; or a module on the `path` to the layers, or a layer, has a `forward` of its own:
-            a copy of it with something left out would run the original; or one was compiled.
+            a CPU; or a module was compiled.
     """
     if model.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         raise UnsupportedModel("autocast is on: leave it, and load the model in the dtype you want")
     if model.training:
         raise UnsupportedModel("the model is in training mode (dropout is on); call model.eval()")
-    parents = [model.get_submodule(".".join(path[:end])) for end in range(len(path) + 1)]
-    for module in (*parents, *parents[-1].children()):
-        if "forward" in vars(module):
-            raise UnsupportedModel(
-                f"the forward of a {type(module).__name__} was replaced on the object (compiled or "
-                "patched); delete that attribute, or load the model anew"
-            )
     if any(module._compiled_call_impl is not None for module in model.modules()):
         raise UnsupportedModel("a module was compiled, and copies would not be; load it anew")
 

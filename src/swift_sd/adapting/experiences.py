@@ -1,0 +1,123 @@
+"""What was found out about a model, for as long as it is the same model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swift_sd.adapting.experience import Experience
+from swift_sd.adapting.profile import Profile
+from swift_sd.config import SwiftConfig
+from swift_sd.errors import ProfileError
+from swift_sd.model.foreign_code import has_global_hooks, may_draft
+from swift_sd.model.snapshot import Change, Snapshot
+from swift_sd.model.sublayers import Sublayers, find_sublayers
+
+REMEMBERED = 4  # states of the model that it may come back to, as an adapter is switched
+NO_SUBLAYERS = Sublayers((), ())
+MODULES_ONLY = replace(SwiftConfig.plain(), compiled=False)
+
+
+class Experiences:
+    """Whatever was found out is of the model as it was then; asks before each response.
+
+    Where only weights have changed, drafts are made of the new ones. Where anything else has,
+    everything is found out anew; what a model then lacks for drafting costs the drafts, never the
+    response: it is decoded by the model's own modules, token by token.
+
+    Args:
+        model: the target; it is not changed.
+        config: how to draft.
+        profile: what to start from; see `Keeper`.
+        tokenizer: tells drafts which tokens are frequent, if there is one.
+        clock: tells the seconds by which everything is measured.
+
+    Raises:
+        UnsupportedModel: sublayers of this architecture cannot be skipped; says why.
+        ProfileError, ConfigError, LayerSetError: see `Experience`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: SwiftConfig,
+        profile: Profile | str | Path | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._model, self._config, self._profile = model, config, profile
+        self._tokenizer, self._clock = tokenizer, clock
+        self._looking = Lock()
+        experience = self._made(find_sublayers(model), profile)
+        # What a model sets up with its first forward is there by now.
+        self._known = [(Snapshot(model), experience)]
+
+    @property
+    def latest(self) -> Experience:
+        """With the model as it was at the latest response."""
+        return self._known[0][1]
+
+    def now(self) -> Experience:
+        """With the model as it is."""
+        with self._looking:
+            snapshot, experience = self._known[0]
+            change = snapshot.change()
+            if change is Change.NOTHING:
+                return experience
+            if change is Change.WEIGHTS:
+                experience.reread()
+                self._known = [(Snapshot(self._model), experience)]
+            else:
+                self._known = self._remembered() or self._anew()
+            return self.latest
+
+    def _remembered(self) -> list[tuple[Snapshot, Experience]]:
+        """What is known, the state that the model has come back to first; empty if to none."""
+        for known in self._known[1:]:
+            if known[0].change() is Change.NOTHING:
+                return [known, *(other for other in self._known if other is not known)]
+        return []
+
+    def _anew(self) -> list[tuple[Snapshot, Experience]]:
+        try:
+            sublayers = find_sublayers(self._model)
+            try:
+                experience = self._made(sublayers, self._profile)
+            except ProfileError:  # it was for the model before
+                experience = self._made(sublayers, None)
+        except Exception as reason:  # anybody's code may be in the model now
+            experience = self._without_drafts(str(reason))
+        snapshot = Snapshot(self._model)
+        # States of weights that the model has no more would only keep those in memory.
+        kept = [known for known in self._known if known[0].shares_weights(snapshot)]
+        return [(snapshot, experience), *kept[: REMEMBERED - 1]]
+
+    def _made(self, sublayers: Sublayers, profile: Profile | str | Path | None) -> Experience:
+        if has_global_hooks():
+            return self._without_drafts(
+                "a global hook is called around every module; copies cannot be told from originals"
+            )
+        experience = Experience(
+            self._model, sublayers, self._config, profile, self._tokenizer, self._clock
+        )
+        if self._config.max_draft_tokens and not may_draft(
+            self._model, is_exact=experience.is_exact
+        ):
+            return self._without_drafts(
+                "hooks or code of others take part in its forwards, and what they do depends on "
+                "how many tokens are read at once"
+            )
+        return experience
+
+    def _without_drafts(self, reason: str) -> Experience:
+        warnings.warn(
+            f"{type(self._model).__name__} is decoded token by token, without drafts: {reason}",
+            stacklevel=2,
+        )
+        return Experience(self._model, NO_SUBLAYERS, MODULES_ONLY, clock=self._clock)
