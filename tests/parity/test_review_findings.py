@@ -110,15 +110,19 @@ def test_the_proof_holds_in_half_precision():
 
 
 @pytest.mark.parametrize("place", ["", "model", "model.layers.3"])
-def test_a_forward_replaced_on_the_object_is_refused(place, prompt):
+def test_a_forward_replaced_on_the_object_takes_part_in_no_draft(place, prompt):
+    """A copy of the module would run the original's."""
     model = tiny_model("llama", layers=LAYERS)
     swift = Swift(model)
     module = model.get_submodule(place)
     module.forward = types.MethodType(type(module).forward, module)
     with pytest.raises(UnsupportedModel, match="replaced on the object"):
         Swift(model)
-    with pytest.raises(UnsupportedModel, match="replaced on the object"):
-        swift.generate(prompt(5), **request(prompt(5), max_new_tokens=3))
+    asked = request(prompt(5), max_new_tokens=9)
+    with pytest.warns(UserWarning, match="without drafts: .* replaced on the object"):
+        found = swift.generate(prompt(5), **asked)
+    assert torch.equal(found, model.generate(prompt(5), **asked))
+    assert swift.trace.summary()["drafted_tokens"] == 0
 
 
 @pytest.mark.parametrize("place", ["", "model.layers.3", "model.layers.3.mlp", "lm_head"])

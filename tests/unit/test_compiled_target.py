@@ -199,6 +199,7 @@ def test_other_layouts_are_refused(family):
         compiled(model)
 
 
+@pytest.mark.filterwarnings("ignore:.*without drafts:UserWarning")
 @pytest.mark.parametrize("config", [SwiftConfig(), SwiftConfig.plain()], ids=["default", "plain"])
 @pytest.mark.parametrize("change", [hooked, with_a_forward_of_its_own, of_another_kind])
 def test_what_changes_between_responses_is_seen(config, change):

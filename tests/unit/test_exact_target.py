@@ -7,11 +7,11 @@ import torch
 from transformers import DynamicCache, Ministral3Config, Ministral3ForCausalLM
 
 from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting.experiences import Experiences
 from swift_sd.model import exact_target
 from swift_sd.model.exact_rows import is_exact
-from swift_sd.model.exact_target import ExactTarget, UpTo
+from swift_sd.model.exact_target import UpTo
 from swift_sd.model.kv_cache import KVCache, generate_cache_name
-from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
@@ -123,40 +123,33 @@ def test_it_is_found_anew_under_other_conditions(monkeypatch):
     found = exact_target.exact_forms
 
     def noted(model, *rest):
-        seen.append((torch.get_num_threads(), model.dtype))
+        config = model.config
+        seen.append((torch.get_num_threads(), model.dtype, config._experts_implementation))
         return found(model, *rest)
 
     monkeypatch.setattr(exact_target, "exact_forms", noted)
-    model = tiny_model("llama").to(torch.bfloat16)
-    exact = ExactTarget(model, find_sublayers(model), "auto", several_rows=True)
+    model = tiny_model("mixtral", layers=2, experts_implementation="grouped_mm").bfloat16()
+    experiences = Experiences(model, SwiftConfig(drafters=("copying",)), None, None)
     threads = torch.get_num_threads()
     try:
-        exact.target()
+        experiences.now()
         torch.set_num_threads(threads + 1)
-        exact.target()
-        exact.target()
+        experiences.now()
+        experiences.now()
+        torch.set_num_threads(threads)
+        experiences.now()
+        model.set_experts_implementation("eager")
+        experiences.now()
         model.float()
-        exact.target()
-        model.to(torch.bfloat16)
-        exact.target()
+        experiences.now()
     finally:
         torch.set_num_threads(threads)
     assert seen == [
-        (threads, torch.bfloat16),
-        (threads + 1, torch.bfloat16),
-        (threads + 1, torch.float32),
+        (threads, torch.bfloat16, "grouped_mm"),
+        (threads + 1, torch.bfloat16, "grouped_mm"),
+        (threads, torch.bfloat16, "eager"),
+        (threads, torch.float32, "eager"),
     ]
-
-
-def test_other_kernels_for_experts_are_tried_too(monkeypatch):
-    tried = []
-    monkeypatch.setattr(ExactTarget, "_look", lambda self, has_sdpa: tried.append(has_sdpa))
-    model = tiny_model("mixtral", experts_implementation="grouped_mm")
-    exact = ExactTarget(model, find_sublayers(model), "auto", several_rows=True)
-    for kind in ("eager", "eager", "grouped_mm"):
-        model.set_experts_implementation(kind)
-        exact.target()
-    assert tried == [True, True]
 
 
 class OneByOne(View):

@@ -12,6 +12,7 @@ from time import perf_counter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.experience import Experience
+from swift_sd.adapting.keeper import Keeper
 from swift_sd.adapting.profile import Profile
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ProfileError
@@ -54,7 +55,7 @@ class Experiences:
         self._model, self._config, self._profile = model, config, profile
         self._tokenizer, self._clock = tokenizer, clock
         self._looking = Lock()
-        experience = self._made(find_sublayers(model), profile)
+        experience = self._settled(self._tried(find_sublayers(model), profile))
         # What a model sets up with its first forward is there by now.
         self._known = [(Snapshot(model), experience)]
 
@@ -86,38 +87,46 @@ class Experiences:
 
     def _anew(self) -> list[tuple[Snapshot, Experience]]:
         try:
-            sublayers = find_sublayers(self._model)
-            try:
-                experience = self._made(sublayers, self._profile)
-            except ProfileError:  # it was for the model before
-                experience = self._made(sublayers, None)
-        except Exception as reason:  # anybody's code may be in the model now
-            experience = self._without_drafts(str(reason))
+            found = self._tried(find_sublayers(self._model), self._profile_that_fits())
+        except Exception as error:  # anybody's code may be in the model now
+            found = str(error)
+        experience = self._settled(found)
         snapshot = Snapshot(self._model)
         # States of weights that the model has no more would only keep those in memory.
         kept = [known for known in self._known if known[0].shares_weights(snapshot)]
         return [(snapshot, experience), *kept[: REMEMBERED - 1]]
 
-    def _made(self, sublayers: Sublayers, profile: Profile | str | Path | None) -> Experience:
+    def _profile_that_fits(self) -> Profile | str | Path | None:
+        """What the object was started from, unless that is of the model before."""
+        try:
+            Keeper(self._model, self._profile)
+        except ProfileError:
+            return None
+        return self._profile
+
+    def _tried(
+        self, sublayers: Sublayers, profile: Profile | str | Path | None
+    ) -> Experience | str:
+        """An experience, or why nothing can be drafted."""
         if has_global_hooks():
-            return self._without_drafts(
-                "a global hook is called around every module; copies cannot be told from originals"
-            )
+            return "a global hook is called around every module, and may know it from its copies"
         experience = Experience(
             self._model, sublayers, self._config, profile, self._tokenizer, self._clock
         )
-        if self._config.max_draft_tokens and not may_draft(
-            self._model, is_exact=experience.is_exact
-        ):
-            return self._without_drafts(
-                "hooks or code of others take part in its forwards, and what they do depends on "
-                "how many tokens are read at once"
-            )
-        return experience
+        if not self._config.max_draft_tokens:
+            return experience
+        if may_draft(self._model, is_exact=experience.is_exact):
+            return experience
+        return (
+            "hooks or code of others take part in its forwards, and what they do may depend on how "
+            "many tokens are read at once"
+        )
 
-    def _without_drafts(self, reason: str) -> Experience:
+    def _settled(self, found: Experience | str) -> Experience:
+        if isinstance(found, Experience):
+            return found
         warnings.warn(
-            f"{type(self._model).__name__} is decoded token by token, without drafts: {reason}",
+            f"{type(self._model).__name__} is decoded token by token, without drafts: {found}",
             stacklevel=2,
         )
         return Experience(self._model, NO_SUBLAYERS, MODULES_ONLY, clock=self._clock)

@@ -47,6 +47,8 @@ def is_patched(kind: type[nn.Module]) -> bool:
     """
     owner = next(one for one in kind.__mro__ if "forward" in vars(one))
     forward = vars(owner)["forward"]
+    if owner is nn.Module:  # a container
+        return False
     return (getattr(forward, "__module__", None), getattr(forward, "__qualname__", None)) != (
         owner.__module__,
         f"{owner.__qualname__}.forward",

@@ -24,6 +24,7 @@ def is_plain(tensor: Tensor | None, dtype: torch.dtype | None = None) -> bool:
         tensor is not None
         and type(tensor) in ORDINARY
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and tensor.device.type == "cpu"
         and (dtype is None or tensor.dtype == dtype)
         and not torch._is_functional_tensor(tensor)
