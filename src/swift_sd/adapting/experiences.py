@@ -22,7 +22,7 @@ from swift_sd.model.sublayers import Sublayers, find_sublayers
 
 REMEMBERED = 4  # states of the model that it may come back to, as an adapter is switched
 NO_SUBLAYERS = Sublayers((), ())
-MODULES_ONLY = replace(SwiftConfig.plain(), compiled=False)
+MODULES_ONLY = replace(SwiftConfig.plain(), compiled=False, exact="off")
 
 
 class Experiences:
