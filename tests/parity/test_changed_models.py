@@ -400,6 +400,33 @@ def test_what_was_found_out_is_kept_while_nothing_changes_and_for_when_it_change
     assert swift._experience is first
 
 
+class Counting(nn.Module):
+    """Changes something of itself with every forward."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.calls, self.latest, self.strength = inner, 0, None, 1.0
+
+    def forward(self, rows):
+        self.calls += 1
+        self.latest = self.inner(rows) * self.strength
+        return self.latest
+
+
+def test_what_forwards_change_themselves_is_no_change():
+    model = tiny_model("llama", layers=LAYERS, **SHAPE)
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj = counting = Counting(mlp.gate_proj)
+    swift = Swift(model, config=CONFIGS["drafting"])
+    first = swift._experience
+    for _ in range(2):
+        assert_same(model, swift)
+        assert swift._experience is first
+    counting.strength = 2.0
+    assert_same(model, swift)
+    assert swift._experience is not first
+
+
 def test_of_changed_weights_drafts_are_made_anew():
     model = tiny_model("llama", layers=LAYERS, **SHAPE).to(torch.bfloat16)
     swift = Swift(model, config=SwiftConfig(LayerSet.none(LAYERS), 5, early_stop=0.0, draft_bits=8))

@@ -55,9 +55,9 @@ class Experiences:
         self._model, self._config, self._profile = model, config, profile
         self._tokenizer, self._clock = tokenizer, clock
         self._looking = Lock()
+        before = Snapshot(model)
         experience = self._settled(self._tried(find_sublayers(model), profile))
-        # What a model sets up with its first forward is there by now.
-        self._known = [(Snapshot(model), experience)]
+        self._known = [(self._snapshot_since(before), experience)]
 
     @property
     def latest(self) -> Experience:
@@ -85,13 +85,23 @@ class Experiences:
                 return [known, *(other for other in self._known if other is not known)]
         return []
 
+    def _snapshot_since(self, before: Snapshot) -> Snapshot:
+        """Of the model as trials have left it, which set up what it makes with its first forward.
+
+        What they have changed will change with every forward.
+        """
+        snapshot = Snapshot(self._model)
+        snapshot.leave_out_what_changed_since(before)
+        return snapshot
+
     def _anew(self) -> list[tuple[Snapshot, Experience]]:
+        before = Snapshot(self._model)
         try:
             found = self._tried(find_sublayers(self._model), self._profile_that_fits())
         except Exception as error:  # anybody's code may be in the model now
             found = str(error)
         experience = self._settled(found)
-        snapshot = Snapshot(self._model)
+        snapshot = self._snapshot_since(before)
         # States of weights that the model has no more would only keep those in memory.
         kept = [known for known in self._known if known[0].shares_weights(snapshot)]
         return [(snapshot, experience), *kept[: REMEMBERED - 1]]

@@ -52,6 +52,7 @@ class Snapshot:
         objects, self._containers = _reachable(inner)
         # Compared by identity first, so that equal ones cost next to nothing.
         self._dicts = [*inner, *(each for each in held if each), *map(vars, objects)]
+        self._names = [list(each) for each in self._dicts]
         self._values = self._current_values()
         self._copies = [_copied(each) for each in self._containers]
         self._hooked = self._current_hooks()
@@ -81,6 +82,25 @@ class Snapshot:
         if not is_same:
             return Change.STRUCTURE
         return Change.NOTHING if has_same_weights else Change.WEIGHTS
+
+    def leave_out_what_changed_since(self, before: Snapshot) -> None:
+        """Of what forwards themselves change, such as counters, nothing is told from now on.
+
+        Args:
+            before: a snapshot of the same model, from before some forwards.
+        """
+        each_one = zip(before._dicts, before._names, before._values, strict=True)
+        earlier = {id(one): dict(zip(*what, strict=True)) for one, *what in each_one}
+        stable = []
+        for each in self._dicts:
+            known = earlier.get(id(each), each)
+            if all(known.get(name) is value for name, value in each.items()):
+                stable.append(each)
+            else:
+                same = (name for name in each if known.get(name) is each[name])
+                self._places += [(each, name) for name in same]
+        self._dicts, self._values = stable, [list(each.values()) for each in stable]
+        self._code = self._current_code()
 
     def shares_weights(self, other: Snapshot) -> bool:
         """Whether all tensors of it belong to the model of `other` too."""
