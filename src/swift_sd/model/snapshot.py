@@ -170,7 +170,8 @@ def _tensors(inner: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
         yield tensor
         if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
             names, _ = tensor.__tensor_flatten__()
-            left += [getattr(tensor, name) for name in names]
+            parts = (getattr(tensor, name) for name in names)
+            left += [part for part in parts if isinstance(part, Tensor)]
 
 
 def _reachable(inner: Iterable[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
