@@ -143,9 +143,10 @@ class ExactTarget:
             return None
         found = Found(forms, kernels)
         try:
-            if not holds_everywhere(self._model, is_exact(self._view(found), self._model)):
-                return None
+            rows_are_exact = is_exact(self._view(found), self._model)
         except UnsupportedModel:  # a module that cannot be copied
+            rows_are_exact = False
+        if not holds_everywhere(self._model, rows_are_exact):
             return None
         reading, compiled = compiled_model(self._model, forms), self._compiled(found)
         return replace(

@@ -57,8 +57,10 @@ def is_patched(kind: type[nn.Module]) -> bool:
 
 def _is_of_others(module: nn.Module) -> bool:
     kind = type(module)
-    package = kind.__module__.partition(".")[0]
-    return is_watched(module) or is_patched(kind) or package not in KNOWN
+    own = vars(module).get("forward")  # transformers puts sums over processes there
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    packages = {one.__module__.partition(".")[0] for one in (kind, own) if one is not None}
+    return bool(hooks) or is_patched(kind) or not packages <= KNOWN
 
 
 @torch.inference_mode()
