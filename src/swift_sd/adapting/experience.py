@@ -11,10 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.adaptation import Adaptation
 from swift_sd.adapting.costs import Costs, measure_costs
+from swift_sd.adapting.drafters import MODEL, Drafters
 from swift_sd.adapting.fingerprint import model_fingerprint
-from swift_sd.adapting.governor import Governed, Governor, supposed
 from swift_sd.adapting.keeper import AUTO, Keeper
-from swift_sd.adapting.ledger import FORESIGHT, TRUST, Ledger, Purse
 from swift_sd.adapting.paper_adaptation import PaperAdaptation
 from swift_sd.adapting.paper_search import PaperSearch
 from swift_sd.adapting.prior import measured_prior
@@ -24,12 +23,10 @@ from swift_sd.cache_folder import cache_root
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.drafter import Adapter, Drafter
 from swift_sd.decoding.trace import Trace
-from swift_sd.drafting.calibration import Calibrations
-from swift_sd.drafting.growth import CostGrowth, PaperGrowth
-from swift_sd.drafting.layer_skip import AGREED, OWN, LayerSkipDrafter
+from swift_sd.drafting.growth import PaperGrowth
+from swift_sd.drafting.layer_skip import LayerSkipDrafter
 from swift_sd.drafting.memory import Memories, Memory
-from swift_sd.drafting.pace import Pace, Prior
-from swift_sd.drafting.recall import COPYING, RECYCLING, RecallDrafter
+from swift_sd.drafting.pace import Prior
 from swift_sd.drafting.recycling import Successors
 from swift_sd.errors import ConfigError
 from swift_sd.model.draft_weights import DraftWeights
@@ -44,7 +41,6 @@ from swift_sd.model.tree_check import why_no_trees
 from swift_sd.model.tree_mask import TreeMask
 from swift_sd.native.waiting import SpinControl, short_spins
 
-MODEL = "model"  # among the drafters; the others are called what their tokens are
 SMALL = 300_000_000  # parameters
 REMEDY = (
     "leave it out, or set none of layer_set, skip_ratio, early_stop, max_draft_tokens=0 and "
@@ -98,11 +94,8 @@ class Experience:
             bits = self._draft_bits()
             self.draft_weights = self._made_draft_weights(bits, self._kept_copies(bits))
         self._costs: dict[int, Costs] = {}
-        self.calibrations = Calibrations()
         self.memories = Memories(self._empty_memory)
-        self.pace, self.purse = Pace(model.device, self._measured_prior()), Purse()
-        self.ledger = Ledger(self.pace, self.purse, TRUST)
-        self.recall_ledger = Ledger(self.pace, self.purse, FORESIGHT)
+        self._drafters = Drafters(config, model.device, self._measured_prior(), clock)
         self._adaptation = self._made_adaptation()
 
     def target(self, adapter: Adapter | None = None) -> Target:
@@ -118,7 +111,7 @@ class Experience:
     def reread(self) -> None:
         """The model has got other weights: drafts are made of those, and kept nowhere."""
         self.draft_weights = self._made_draft_weights(self.draft_weights.bits, None)
-        self._forget()
+        self._drafters.forget()
 
     def costs(self, context: int) -> Costs:
         """Seconds of a step and of each sublayer behind `context` positions; measured once."""
@@ -174,7 +167,7 @@ class Experience:
     def new_trace(self, prompt_tokens: int) -> Trace:
         """The record of a response that begins now."""
         drafts = MODEL in self._config.drafters and self._config.max_draft_tokens
-        facts = self.draft_weights.facts | {"step_seconds": self.pace.draft_step}
+        facts = self.draft_weights.facts | {"step_seconds": self._drafters.pace.draft_step}
         return Trace(
             self.layer_set,
             prompt_tokens=prompt_tokens,
@@ -206,31 +199,8 @@ class Experience:
             by_rule = PaperGrowth(self._config.early_stop, widths)
             drafter = LayerSkipDrafter(view, by_rule, shortlist=view.shortlist, clock=self.clock)
             return drafter, adapter
-        growth = CostGrowth(self.calibrations, self.pace, reads_trees)
-        recall = self._recall(growth, known.successors)
-        drafters = []
-        if recall is not None:
-            drafters.append(Governed(recall, self.recall_ledger, recall.promise, foresees=True))
-        if MODEL in self._config.drafters:
-            ahead = recall if self._config.cascade else None
-            own = LayerSkipDrafter(view, growth, ahead, view.shortlist, self.clock)
-            drafters.append(
-                Governed(
-                    own,
-                    self.ledger,
-                    lambda state, budget: supposed(self.pace),
-                    foresees=False,
-                    forget=self._forget_acceptance,
-                )
-            )
-        return Governor(drafters, self.pace, self.purse, self.clock), adapter
-
-    def _recall(self, growth: CostGrowth, successors: Successors) -> RecallDrafter | None:
-        names = self._config.drafters
-        if names == (MODEL,):
-            return None
-        recycled = successors if RECYCLING in names else None
-        return RecallDrafter(growth, recycled, copies=COPYING in names)
+        governor = self._drafters.governor(view, known, reads_trees=reads_trees)
+        return governor, adapter
 
     def _empty_memory(self) -> Memory:
         return Memory(Successors(), self.draft_weights.new_shortlist())
@@ -276,14 +246,6 @@ class Experience:
         with self.spins.watching() as look:
             return measured_prior(self._model, self.target(), view, self.clock, look)
 
-    def _forget_acceptance(self) -> None:
-        for source in (OWN, AGREED):
-            self.calibrations[source].forget()
-
-    def _forget(self) -> None:
-        self._forget_acceptance()
-        self.ledger.forget()
-
     def _made_adaptation(self) -> Adaptation | PaperAdaptation | None:
         config = self._config
         if config.skip_ratio is not None and config.max_draft_tokens:
@@ -292,9 +254,9 @@ class Experience:
             return None
         adaptation = Adaptation(
             self.sublayers,
-            self.pace,
+            self._drafters.pace,
             config.max_draft_tokens,
-            self._forget,
+            self._drafters.forget,
             self._exact.reading_model,
             eager=config.eager_search,
             bits=self.draft_weights.bits,
