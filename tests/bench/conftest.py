@@ -50,7 +50,7 @@ def scripted(name: str, log: list[str], answers: dict[str, list[int]] | None = N
 def drafting(monkeypatch, clocked) -> None:
     """All drafters take turns in every round, whether it pays or not."""
     turns = count()
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_is_plain_due", False)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     monkeypatch.setattr(Purse, "may_ask", True)

@@ -26,7 +26,7 @@ WIDE = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4, "
 def test_a_prompt_of_8192_tokens(dtype, arguments, monkeypatch, clock):
     # All take turns, whether it pays or not.
     turns = count()
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama", **WIDE, max_position_embeddings=LENGTH + NEW).to(dtype)
     noise = torch.Generator().manual_seed(0)

@@ -47,7 +47,7 @@ def test_nothing_changes_but_who_proposes(names, kind, monkeypatch, clock):
     turns = count()
     monkeypatch.setattr(Governor, "_is_plain_due", False)
     monkeypatch.setattr(Purse, "may_ask", True)
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: next(turns) % len(promises))
     model = tiny_model("llama")
     prompt = torch.tensor([[5, 6, 7, 8, 9, 5, 6, 7, 8, 9, 5, 6]])
@@ -72,7 +72,7 @@ def test_nothing_changes_but_who_proposes(names, kind, monkeypatch, clock):
 @pytest.mark.parametrize("cascade", [True, False])
 def test_without_the_cascade_the_model_drafts_from_nothing_foreseen(cascade, monkeypatch, clock):
     # Only the model drafts, and would read all that is foreseen.
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(CostGrowth, "head_start", lambda self, chain: len(chain))
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: len(promises) - 1)
     model = tiny_model("llama")

@@ -352,7 +352,7 @@ def test_what_one_key_asked_is_not_remembered_for_another(
     byte_model, bytes_tokenizer, monkeypatch, keys
 ):
     """Drafts are proposed whenever there is something to propose, so that they tell of it."""
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: 0)
     monkeypatch.setattr(Governor, "_is_plain_due", False)
     monkeypatch.setattr(Purse, "may_ask", True)

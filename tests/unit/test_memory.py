@@ -28,7 +28,7 @@ def test_each_name_has_a_memory_and_those_used_last_are_kept():
 @pytest.fixture
 def swift(monkeypatch):
     """Drafts what it remembers, whether it pays or not."""
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: 0)
     monkeypatch.setattr(Governor, "_is_plain_due", False)
     monkeypatch.setattr(Purse, "may_ask", True)

@@ -143,7 +143,7 @@ def test_listed_logits_are_the_same_and_all_others_impossible(bits):
 @pytest.mark.parametrize("first", [5, 9_000], ids=["frequent", "rare"])
 def test_the_output_is_the_whole_models(options, bits, first, monkeypatch):
     # The model drafts in every round, whether it pays or not.
-    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree: tree)
+    monkeypatch.setattr(CostGrowth, "pruned", lambda self, tree, **_: tree)
     monkeypatch.setattr(Governor, "_choice", lambda self, promises: len(promises) - 1)
     model = tiny_model("qwen2", **WIDE)
     prompt = torch.arange(first, first + 11).unsqueeze(0)

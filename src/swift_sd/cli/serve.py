@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,9 +16,6 @@ from swift_sd.cli.terminal import note, progress
 from swift_sd.errors import ConfigError
 from swift_sd.loading import DEFAULT_MODEL
 from swift_sd.serve.limits import Limits
-
-if TYPE_CHECKING:
-    from swift_sd.serve.spec import Spec
 
 EPILOG = """[bold]Examples[/bold]
 
@@ -192,6 +188,7 @@ def serve(
     if ray:
         _require("ray", "ray")
     with progress("starting"):
+        from swift_sd.cli.serving import serve_here, serve_split
         from swift_sd.serve.hosts import is_loopback, known_hosts
         from swift_sd.serve.spec import Spec, named
     keys = _keys(api_key)
@@ -216,58 +213,9 @@ def serve(
 
         on_ray.run(spec, host=host, port=port, replicas=replicas or 1, autoscaling=scale)
     elif tensor_parallel > 1:
-        _serve_split(spec, host, port)
+        serve_split(spec, host, port)
     else:
-        _serve_here(spec, host, port)
-
-
-def _serve_here(spec: Spec, host: str, port: int) -> bool:
-    """Until it is told to stop; whether all other processes, if there are any, know of it."""
-    from swift_sd.cli.session import quiet_transformers
-    from swift_sd.serve.served import Served
-    from swift_sd.serve.server import listen, run
-    from swift_sd.serve.spec import load, loading_engine
-
-    # A taken port fails at once.
-    with listen(host, port, spec.limits.transfer) as listener, quiet_transformers():
-        address = listener.getsockname()
-
-        def make() -> list[Served]:
-            with progress("loading") as tell:
-                served = load(spec, tell)
-            note(f"{', '.join(spec.models)} at http://{_written(address[0])}:{address[1]}")
-            return served
-
-        engine, metrics = loading_engine(spec, make)
-        try:
-            run(spec, engine, metrics, listener)
-        except KeyboardInterrupt:
-            if spec.tensor_parallel == 1:
-                raise
-        leaders = [one.leader for one in engine.models.values() if one.leader is not None]
-        return all(leader.has_ended for leader in leaders)
-
-
-def _serve_split(spec: Spec, host: str, port: int) -> None:
-    """On each process that torchrun started; the first one has the port."""
-    from swift_sd import loading
-    from swift_sd.cli.session import quiet_transformers
-    from swift_sd.serve import lockstep
-    from swift_sd.serve.spec import load
-
-    is_known = True
-    with progress("loading") as tell, quiet_transformers():
-        for source in spec.models.values():
-            loading.convert(source, tell)  # once joined, only the first process could save it
-    if lockstep.join(spec.tensor_parallel) == 0:
-        is_known = _serve_here(spec, host, port)
-    else:
-        with quiet_transformers():
-            served = load(spec, lambda message: None)
-            for number in (signal.SIGINT, signal.SIGTERM):  # torchrun tells all; the first decides
-                signal.signal(number, signal.SIG_IGN)
-            lockstep.follow({one.name: one.swift for one in served})
-    lockstep.leave(0 if is_known else 1)  # torchrun ends those that do not know
+        serve_here(spec, host, port)
 
 
 def _scale(pairs: list[str]) -> dict[str, Any]:
@@ -298,7 +246,3 @@ def _keys(given: list[str] | None) -> tuple[str, ...]:
     if not given and KEYS in os.environ:
         raise ConfigError(f"{KEYS} is set but empty: give it a key, or unset it to answer anyone")
     return tuple(given or ())
-
-
-def _written(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
