@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from transformers import (
 
 from swift_sd.adapting.profile import Profile
 from swift_sd.config import SwiftConfig
+from swift_sd.decoding.options import refusal
+from swift_sd.decoding.request import KINDS, is_zero
 from swift_sd.errors import ConfigError, UnsupportedArgument
 from swift_sd.model.sharding import is_sharded
 
@@ -25,15 +29,17 @@ DROPPED = {
 }
 
 
-def with_stop_strings(
+def prepared_arguments(
     arguments: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, Any]:
-    """`arguments` with stop strings turned into a criterion.
+    """`arguments` with stop strings turned into a criterion, and without kinds of tokens.
 
-    transformers keeps the tokenizer that they need from decoding methods like ours.
+    transformers keeps the tokenizer that stop strings need from decoding methods like ours, and
+    refuses the kinds that many tokenizers return where the model knows of none.
 
     Raises:
-        UnsupportedArgument: one that transformers would silently drop.
+        UnsupportedArgument: one that transformers would silently drop, or kinds other than 0 where
+            the model knows of none.
         ConfigError: there are stop strings and no tokenizer.
     """
     for name, reason in DROPPED.items():
@@ -41,6 +47,9 @@ def with_stop_strings(
             raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
     rest = {name: value for name, value in arguments.items() if name not in DROPPED}
     tokenizer = rest.pop("tokenizer", None) or tokenizer
+    for name in {*KINDS} & {*rest} - {*inspect.signature(model.forward).parameters}:
+        if not is_zero(kinds := rest.pop(name)) and kinds is not None:
+            raise refusal(name, f"<{type(kinds).__name__}>", "the model knows no kinds of tokens")
     if _setting("token_healing", rest, model):
         raise UnsupportedArgument(
             "token_healing",
@@ -50,12 +59,8 @@ def with_stop_strings(
     strings = _setting("stop_strings", rest, model)
     if strings is None:
         return rest
-    if tokenizer is None:
-        raise ConfigError("stop_strings needs a tokenizer; pass tokenizer=…")
-    criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
-    if not any(type(one) is StopStringCriteria for one in criteria):  # the user's own wins
-        criteria.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
-    rest["stopping_criteria"] = criteria
+    criteria = rest.pop("stopping_criteria", None) or []
+    rest["stopping_criteria"] = with_stop_strings(criteria, strings, tokenizer)
     rest.pop("stop_strings", None)
     if rest.get("generation_config") is not None:
         rest["generation_config"] = copy.deepcopy(rest["generation_config"])
@@ -63,6 +68,27 @@ def with_stop_strings(
     if model.generation_config.stop_strings is not None:  # transformers would take these
         rest["stop_strings"] = None
     return rest
+
+
+def with_stop_strings(
+    criteria: Iterable[Any],
+    strings: str | list[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> StoppingCriteriaList:
+    """`criteria` and one that ends a response at any of `strings`.
+
+    Raises:
+        ConfigError: there is no tokenizer.
+    """
+    if tokenizer is None:
+        raise ConfigError(
+            "stop_strings needs a tokenizer; pass tokenizer=… to swift.generate, or make the "
+            "object with Swift(model, tokenizer)"
+        )
+    known = StoppingCriteriaList(criteria)
+    if not any(type(one) is StopStringCriteria for one in known):  # the user's own wins
+        known.append(StopStringCriteria(tokenizer=tokenizer, stop_strings=strings))
+    return known
 
 
 def _setting(name: str, arguments: dict[str, Any], model: PreTrainedModel) -> Any:

@@ -23,14 +23,15 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.experiences import Experiences
 from swift_sd.adapting.profile import Profile
-from swift_sd.arguments import check_types, with_stop_strings
+from swift_sd.arguments import check_types, prepared_arguments, with_stop_strings
+from swift_sd.checkpoint_options import CheckpointOptions
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.errors import ConfigError, UnsupportedArgument
-from swift_sd.model.kv_cache import generate_cache_name, write_back
+from swift_sd.model.kv_cache import write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
 from swift_sd.model.sharding import is_sharded
@@ -78,6 +79,7 @@ class Swift:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or SwiftConfig()
+        self._own_options = CheckpointOptions(model)
         self._experiences = Experiences(model, self.config, profile, tokenizer, clock)
         self._experience = self._experiences.latest
         self._trace: Trace | None = None
@@ -140,9 +142,9 @@ class Swift:
             UnsupportedArgument: an argument that cannot be honoured, named.
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
-        method = partial(self.__call__, token_streamer=streamer)
+        method = partial(self._respond, token_streamer=streamer)
         kwargs["generation_config"] = generation_config
-        arguments = with_stop_strings(kwargs, self.model, self.tokenizer)
+        arguments = self._arguments(kwargs)
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
         output = cast(Any, self.model).generate(inputs, custom_generate=method, **arguments)
@@ -157,7 +159,7 @@ class Swift:
         memory: str | None = kwargs.pop("memory", None)
         if kwargs.get("streamer") is not None:
             raise UnsupportedArgument("streamer", "streamer goes with generate; steps are a stream")
-        arguments = with_stop_strings(kwargs, self.model, self.tokenizer)
+        arguments = self._arguments(kwargs)
         model: Any = self.model
         request = model.generate(inputs, custom_generate=self._prepare, **arguments)
         return self._run(request, request.start(), memory)
@@ -199,33 +201,36 @@ class Swift:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         token_streamer: Any = None,
+        stop_strings: str | list[str] | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """What `model.generate(custom_generate=swift)` calls.
 
-        transformers keeps `streamer=` from such a callable: with `model.generate` give the streamer
-        as `token_streamer=`, or use `swift.generate(streamer=…)`.
+        transformers keeps `streamer=` and `tokenizer=` from such a callable: with `model.generate`
+        give the streamer as `token_streamer=`, and `Swift` the tokenizer; or use `swift.generate`.
         """
-        request = self._prepare(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs
+        criteria = stopping_criteria
+        if stop_strings is not None:
+            criteria = with_stop_strings(criteria, stop_strings, self.tokenizer)
+        tokens, options, kwargs = self._own_options.prepared(
+            input_ids, logits_processor, generation_config, model_kwargs
         )
+        given = (model, tokens, logits_processor, criteria, options)
+        return self._respond(*given, token_streamer=token_streamer, **kwargs)
+
+    def _respond(
+        self, *given: Any, token_streamer: Any = None, **kwargs: Any
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """`__call__` behind `generate`, which has seen all arguments before."""
+        request = self._prepare(*given, **kwargs)
         state = request.start()
         if token_streamer is not None:
-            state.hear = lambda token: token_streamer.put(torch.tensor([token]))
+            state.hear = lambda token: token_streamer.put(torch.tensor([token], device="cpu"))
         for _ in self._run(request, state, None):
             pass
         if token_streamer is not None:
             token_streamer.end()
-        sequences: Any = state.tokens.clone()
-        if not generation_config.return_dict_in_generate:
-            output: Tensor = sequences
-            return output
-        scores: Any = None if state.scores is None else tuple(state.scores)
-        logits: Any = None if state.logits is None else tuple(state.logits)
-        kept: Any = {
-            generate_cache_name(): request.past_key_values if request.keeps_cache else None
-        }
-        return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits, **kept)
+        return request.result(state)
 
     def costs(self, context: int = 64) -> Costs:
         """Seconds of a step and of each sublayer behind `context` positions; measured once."""
@@ -242,6 +247,11 @@ class Swift:
         length = self._trace.prompt_tokens + len(self._trace.token_ids)
         step = None if is_sharded(self.model) else self.costs(min(length, REPORT_CONTEXT)).step
         return describe(self._trace.summary(), step, self._experience.words, self.speed_notes)
+
+    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments for `model.generate` with what it would keep from us, or has from elsewhere."""
+        replaced = self._own_options.replaced(arguments)
+        return prepared_arguments(replaced, self.model, self.tokenizer)
 
     def _prepare(
         self,

@@ -16,7 +16,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.stopping_criteria import MaxTimeCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from swift_sd.decoding.options import refusal, refuse_options
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.stopping import Stopping
 from swift_sd.decoding.warping import Warping
@@ -28,8 +30,10 @@ from swift_sd.versions import CACHES_ARE_MARKED
 
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 STEP = 256  # to which the number of positions is rounded up
-HONOURED = {"attention_mask", "position_ids", *CACHE_NAMES, "use_cache", "logits_to_keep"}
-OTHER_METHODS = ("force_words_ids", "constraints", "use_mtp")  # which transformers drops silently
+HONOURED = {"attention_mask", *CACHE_NAMES, "use_cache", "logits_to_keep"}
+POSITIONS = ("position_ids", "cache_position")
+KINDS = ("token_type_ids", "mm_token_type_ids")  # of tokens; 0 is text
+NEUTRAL = {"is_causal": True, "return_dict": True}  # the values that say nothing new
 
 
 @dataclass(frozen=True)
@@ -68,20 +72,21 @@ class Request:
             UnsupportedArgument: an argument cannot be honoured; it is named.
             PromptError: the prompt is empty, has several rows, or does not fit the model's context.
         """
-        _refuse_options(options)
-        _refuse_model_kwargs(model_kwargs)
+        refuse_options(options)
+        _refuse_model_kwargs(model, tokens, model_kwargs)
         if is_sharded(model) and any(isinstance(one, MaxTimeCriteria) for one in criteria):
-            raise _refuse("max_time", options.max_time, "the processes' clocks would not agree")
+            raise refusal("max_time", options.max_time, "the processes' clocks would not agree")
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
         past = _past(model_kwargs.get(generate_cache_name()), depth)
         mask, length = _mask(model_kwargs.get("attention_mask"), options)
         unread = _unread(tokens, past, mask, length)
-        if mask is not None and _is_callers(past):
-            raise _refuse(
+        if mask is not None and is_callers(past):
+            raise refusal(
                 generate_cache_name(), "<cache>", "the prompt has padding, which is not kept"
             )
         # With padding transformers counts the positions from behind it, as we do.
-        _check_positions(model_kwargs.get("position_ids"), past.get_seq_length(), unread)
+        for name in POSITIONS:
+            _check_positions(name, model_kwargs.get(name), past.get_seq_length(), unread)
         new_tokens = options.max_length - tokens.shape[1] if options.max_length else 0
         _check_lengths(model, unread.shape[1] + past.get_seq_length(), new_tokens)
         context = context_length(model.config)
@@ -97,7 +102,7 @@ class Request:
         """
         is_whole = self.unread.shape[1] == self.tokens.shape[1]
         may_be_asked_for = self.options.return_dict_in_generate or not CACHES_ARE_MARKED
-        return bool(_is_callers(self.past_key_values) or (may_be_asked_for and is_whole))
+        return bool(is_callers(self.past_key_values) or (may_be_asked_for and is_whole))
 
     def start(self) -> DecodingState:
         """A fresh state for the loop; a prefix given by the user is copied into its cache."""
@@ -122,53 +127,47 @@ class Request:
             keep_logits=bool(wants and self.options.output_logits),
         )
 
-
-def _refuse(argument: str, value: Any, reason: str) -> UnsupportedArgument:
-    return UnsupportedArgument(
-        argument,
-        f"{argument}={value!r} is not supported: {reason}; drop it, or call model.generate "
-        "without swift-sd",
-    )
-
-
-def _refuse_options(options: GenerationConfig) -> None:
-    one_sequence = "swift-sd decodes one sequence at a time"
-    own_method = "it asks for another decoding method"
-    no_internals = "a verified row may belong to a token that is refused"
-    refused: list[tuple[str, bool, str]] = [
-        ("num_beams", (options.num_beams or 1) > 1, one_sequence),
-        ("num_return_sequences", (options.num_return_sequences or 1) > 1, one_sequence),
-        ("penalty_alpha", bool(options.penalty_alpha), own_method),
-        ("dola_layers", options.dola_layers is not None, own_method),
-        ("prompt_lookup_num_tokens", options.prompt_lookup_num_tokens is not None, own_method),
-        ("assistant_early_exit", options.assistant_early_exit is not None, own_method),
-        ("output_attentions", bool(options.output_attentions), no_internals),
-        ("output_hidden_states", bool(options.output_hidden_states), no_internals),
-        *((name, bool(getattr(options, name, None)), own_method) for name in OTHER_METHODS),
-        (
-            "prefill_chunk_size",
-            options.prefill_chunk_size is not None and options.prefill_chunk_size < 1,
-            "it must be 1 or more",
-        ),
-        ("use_cache", options.use_cache is False, "a draft needs the target's cache"),
-        (
-            "cache_implementation",
-            options.cache_implementation not in (None, "dynamic"),
-            "swift-sd brings its own cache",
-        ),
-    ]
-    for argument, is_refused, reason in refused:
-        if is_refused:
-            raise _refuse(argument, getattr(options, argument), reason)
+    def result(self, state: DecodingState) -> Tensor | GenerateDecoderOnlyOutput:
+        """What `generate` returns for the response that `state` has come to the end of."""
+        sequences: Any = state.tokens.clone()
+        if not self.options.return_dict_in_generate:
+            output: Tensor = sequences
+            return output
+        scores: Any = None if state.scores is None else tuple(state.scores)
+        logits: Any = None if state.logits is None else tuple(state.logits)
+        kept: Any = {generate_cache_name(): self.past_key_values if self.keeps_cache else None}
+        return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits, **kept)
 
 
-def _refuse_model_kwargs(model_kwargs: dict[str, Any]) -> None:
+def _refuse_model_kwargs(
+    model: PreTrainedModel, tokens: Tensor, model_kwargs: dict[str, Any]
+) -> None:
     for name, value in model_kwargs.items():
-        is_empty = value is None or (isinstance(value, dict) and not value)
         # transformers adds an empty dictionary for models that know images.
-        if name not in HONOURED and not is_empty:
+        is_empty = value is None or value is False or (isinstance(value, dict) and not value)
+        is_neutral = is_empty or (name in NEUTRAL and value is NEUTRAL[name])
+        if is_neutral or name in HONOURED or name in POSITIONS:
+            continue
+        if name not in KINDS or not is_zero(value) or not _ignores_zeros(model, name, tokens):
             shown = f"<{type(value).__name__}>"
-            raise _refuse(name, shown, "swift-sd passes token ids only to the model")
+            raise refusal(name, shown, "swift-sd passes token ids only to the model")
+
+
+def is_zero(value: Any) -> bool:
+    """Whether it is a tensor of zeros."""
+    return isinstance(value, Tensor) and not bool(value.any())
+
+
+def _ignores_zeros(model: PreTrainedModel, name: str, tokens: Tensor) -> bool:
+    """Whether zeros for the argument `name` of the forward change nothing.
+
+    Some models, gpt2 for one, add the embedding of token 0 to each of their inputs.
+    """
+    few = tokens[:1, :2].to(model.device)
+    with torch.no_grad():
+        without = model(few, use_cache=False).logits
+        zeros = {name: torch.zeros_like(few)}
+        return torch.equal(model(few, use_cache=False, **zeros).logits, without)
 
 
 def _past(cache: Any, depth: int) -> DynamicCache:
@@ -178,7 +177,7 @@ def _past(cache: Any, depth: int) -> DynamicCache:
             "the model keeps no cache that can be shared; ask with use_cache left out",
         )
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-        raise _refuse(
+        raise refusal(
             generate_cache_name(),
             f"<{type(cache).__name__}>",
             "only a DynamicCache can be continued",
@@ -189,7 +188,7 @@ def _past(cache: Any, depth: int) -> DynamicCache:
     return cache
 
 
-def _is_callers(cache: Cache) -> bool:
+def is_callers(cache: Cache) -> bool:
     """Whether the caller of `generate` gave it; an empty one may be where caches are not marked."""
     return getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
 
@@ -233,14 +232,14 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, mask_length: int) 
     return tokens[:, first:]
 
 
-def _check_positions(positions: Tensor | None, held: int, unread: Tensor) -> None:
+def _check_positions(name: str, positions: Tensor | None, held: int, unread: Tensor) -> None:
     """Positions are counted from 0; others cannot be honoured."""
     if positions is None:
         return
     count = unread.shape[1]
     counted = torch.arange(held, held + count, device=positions.device)
     if positions.shape[-1] < count or not bool((positions[..., -count:] == counted).all()):
-        raise _refuse("position_ids", "<Tensor>", "swift-sd counts positions from 0")
+        raise refusal(name, "<Tensor>", "swift-sd counts positions from 0")
 
 
 def _check_lengths(model: PreTrainedModel, length: int, new_tokens: int) -> None:
