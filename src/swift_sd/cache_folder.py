@@ -2,15 +2,86 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
+from threading import Lock
 
 import platformdirs
 
+NOWHERE = Path(os.devnull, "swift-sd")  # where nothing is and nothing can be written
+
+_private: dict[
+    int, Path
+] = {}  # the folder of this process by its id: one that is forked has its own
+_making = Lock()
+
 
 def cache_root() -> Path:
-    """`$SWIFT_SD_CACHE`, or a folder in the user's cache directory; it may not exist yet."""
-    override = os.environ.get("SWIFT_SD_CACHE")
-    if not override:
-        return platformdirs.user_cache_path("swift-sd")
-    return Path(os.path.expanduser(override))  # which leaves users it does not know as they are
+    """`$SWIFT_SD_CACHE`, or a folder in the user's cache directory; it may not exist yet.
+
+    If it exists, what it holds may have been put there by somebody else and be only for reading.
+    Where there is no such folder, and none can be made, it is `private_root()`.
+    """
+    root = _configured_root()
+    if root is None:
+        return private_root("this user has no home directory")
+    if not _is_usable(root):
+        return private_root(f"{root} is no folder that can be used")
+    return root
+
+
+def _is_usable(root: Path) -> bool:
+    """Whether it is a folder that can be looked into, or could be made one."""
+    if os.path.lexists(root):
+        return os.path.isdir(root) and os.access(root, os.R_OK | os.X_OK)
+    above = next(folder for folder in root.absolute().parents if os.path.lexists(folder))
+    return os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK)
+
+
+def private_root(reason: str) -> Path:
+    """A folder that only this process's user can look into, and that goes with the process.
+
+    Warns when it is made.
+
+    Args:
+        reason: why it is needed.
+    """
+    process = os.getpid()
+    with _making:
+        is_new = process not in _private
+        if is_new:
+            _private[process] = _made_folder(process)
+    if is_new:
+        warnings.warn(
+            f"{reason}: compiled code, profiles and the converted default model are not kept from "
+            "one process to the next; set SWIFT_SD_CACHE to a folder that can be written",
+            stacklevel=3,
+        )
+    return _private[process]
+
+
+def _configured_root() -> Path | None:
+    try:
+        root = Path(os.environ.get("SWIFT_SD_CACHE") or platformdirs.user_cache_path("swift-sd"))
+        root = root.expanduser()
+    except RuntimeError:  # a user without a home directory, here or in the path
+        return None
+    return root
+
+
+def _made_folder(process: int) -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="swift-sd-"))
+    except OSError:  # not even that; whoever writes will be told
+        return NOWHERE
+    atexit.register(_remove, folder, process)
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swift_sd.cache_folder import cache_root
+from swift_sd.cache_folder import cache_root, private_root
 from swift_sd.errors import ConfigError, ModelNotFound
 from swift_sd.kept_files import is_whole_folder, write_folder
 
@@ -110,20 +110,28 @@ def _load_from(
 
 
 def _default_model_folder(tell: Progress) -> Path:
-    """Return the folder with the converted default model, converting it on the first start."""
+    """Return the folder with the converted default model, converting it where there is none."""
     from safetensors import SafetensorError  # what a full disk comes out as
 
-    gguf = _find_gguf()
-    folder = cache_root() / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
+    root, gguf = cache_root(), _find_gguf()
     try:
-        if not is_whole_folder(folder):
-            tell(CONVERTING)
-            write_folder(folder, lambda target: _convert(gguf, target))
+        return _converted(gguf, root, tell)
+    except (OSError, SafetensorError) as error:
+        root = private_root(f"no model can be kept in {root} ({_first_line(error)})")
+    try:
+        return _converted(gguf, root, tell)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"cannot keep the converted model in {folder.parent} ({_first_line(error)}): free "
-            "some 300 MB there, or set SWIFT_SD_CACHE to a folder that can be written"
+            f"cannot keep the model in {root} ({_first_line(error)}): free some 300 MB there, or "
+            "set SWIFT_SD_CACHE to a folder that can be written"
         ) from error
+
+
+def _converted(gguf: Path, root: Path, tell: Progress) -> Path:
+    folder = root / "models" / f"{DEFAULT_MODEL}-{importlib.metadata.version(_WHEEL)}"
+    if not is_whole_folder(folder):
+        tell(CONVERTING)
+        write_folder(folder, lambda target: _convert(gguf, target))
     return folder
 
 

@@ -113,7 +113,10 @@ class Keeper:
             self._told = told
         except ProfileError as error:
             self._path = None
-            _tell(f"{error}. What is learned about drafting will not be kept")
+            _tell(
+                f"{error}. What is learned about drafting will not be kept; set SWIFT_SD_CACHE to "
+                "a folder that can be written"
+            )
 
     @property
     def _is_of_here(self) -> bool:

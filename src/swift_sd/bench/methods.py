@@ -33,12 +33,17 @@ class Hf(Method):
 
     def start(self) -> Answer:
         """The same each time: nothing is kept between responses."""
-        generate: Any = self.subject.model.generate
+        from swift_sd.checkpoint_options import replaced_options
+
+        model: Any = self.subject.model
         extra = self.extra()
 
         def answer(inputs: dict[str, Tensor], arguments: dict[str, Any]) -> Outcome:
+            asked = {**arguments, **extra}
+            # Beams and the like that only the checkpoint asks for are no part of any method.
+            asked |= replaced_options(asked, model)
             with self._forwards() as forwards:
-                output = generate(**inputs, **arguments, **extra)
+                output = model.generate(**inputs, **asked)
             ids = output[0, inputs["input_ids"].shape[1] :].tolist()
             # The first one read the prompt, as in `Trace.summary`. Where others draft, it may have
             # accepted tokens too, which flatters them a little.

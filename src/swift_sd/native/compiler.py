@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from swift_sd.cache_folder import cache_root
+from swift_sd.cache_folder import cache_root, private_root
 from swift_sd.kept_files import is_whole, seal
 
 SOURCES = ("rows.c", "attention.c", "target.c", "quantise.c", "draft.c")
@@ -39,8 +40,8 @@ class NoKernelsError(Exception):
 def load_kernels() -> ctypes.CDLL:
     """The kernels, compiled for this machine's processor.
 
-    What was compiled is kept in `cache_root()`, or if nothing can be written there in a temporary
-    folder. Loaded after torch, they share its threads.
+    What was compiled is kept in `cache_root()`, or if nothing can be written there in
+    `private_root()`. Loaded after torch, they share its threads.
 
     Raises:
         NoKernelsError: there is no C compiler, it cannot be run or takes too long, or it does not
@@ -53,20 +54,13 @@ def load_kernels() -> ctypes.CDLL:
     texts = [(folder / name).read_bytes() for name in (*SOURCES, *HEADERS)]
     told = [compiler, _version(compiler), platform.machine(), _processor(), *FLAGS]
     digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
-    path = cache_root() / f"kernels-{digest[:16]}.so"
+    root, name = cache_root(), f"kernels-{digest[:16]}.so"
     try:
-        if path.is_file() and is_whole(path):
-            return ctypes.CDLL(str(path))
-    except OSError:  # damaged, or in a folder of somebody else's: compiled anew
-        pass
+        return _loaded(root / name) or _compiled(compiler, folder, root / name)
+    except OSError as error:
+        root = private_root(f"nothing can be written in {root} ({error.strerror or error})")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _compiled(compiler, folder, path)
-    except OSError:
-        pass
-    try:
-        with tempfile.TemporaryDirectory() as scratch:  # once loaded, the file may go
-            return _compiled(compiler, folder, Path(scratch) / path.name)
+        return _loaded(root / name) or _compiled(compiler, folder, root / name)
     except OSError as error:
         raise NoKernelsError(f"nothing can be compiled and run here: {error}") from None
 
@@ -79,12 +73,22 @@ def find_kernels() -> ctypes.CDLL | None:
         return None
 
 
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """What was compiled before, unless it is damaged or in a folder of somebody else's."""
+    try:
+        return ctypes.CDLL(str(path)) if path.is_file() and is_whole(path) else None
+    except OSError:
+        return None
+
+
 def _compiled(compiler: str, folder: Path, path: Path) -> ctypes.CDLL:
     handle, scratch = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)
     try:
         sources = [str(folder / name) for name in SOURCES]
         done = _answer([compiler, *sources, *FLAGS, "-o", scratch], SECONDS)
+        if done.returncode and not shutil.disk_usage(path.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if done.returncode:
             raise NoKernelsError(f"{compiler} does not compile the kernels: {done.stderr[:300]}")
         seal(Path(scratch))  # a library may have anything at its end
