@@ -150,3 +150,8 @@ def test_refuses_a_model_without_chat_template(swift_sd, refused, folder_without
 
 def test_refuses_bytes_that_are_no_text(swift_sd, refused, model_folder):
     refused(swift_sd("chat", "-m", model_folder, stdin=b"\xff\n"), "UTF-8")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_message(swift_sd, model_folder, heard):
+    swift_sd("chat", "-m", model_folder, "-n", 4, stdin=b"\xef\xbb\xbfw1\nw2\n")
+    assert [messages[-1]["content"] for messages in heard] == ["w1", "w2"]

@@ -262,3 +262,17 @@ def test_a_closed_pipe_ends_it_quietly(model_folder):
         err = process.stderr.read().decode()
     assert err == ""
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("raw", [(), ("--raw",)])
+def test_a_byte_order_mark_on_stdin_is_no_part_of_the_prompt(swift_sd, model_folder, raw):
+    options = ("--json", "-n", 4, "-m", model_folder, *raw)
+    _, given, _ = swift_sd("generate", PROMPT, *options)
+    _, piped, _ = swift_sd("generate", *options, stdin=b"\xef\xbb\xbf" + PROMPT.encode())
+    assert json.loads(piped)["token_ids"] == json.loads(given)["token_ids"]
+
+
+def test_a_byte_order_mark_alone_is_no_prompt(swift_sd, model_folder):
+    status, _, err = swift_sd("generate", "-m", model_folder, stdin=b"\xef\xbb\xbf\n")
+    assert status == 2
+    assert "empty" in err

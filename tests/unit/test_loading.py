@@ -305,14 +305,7 @@ def test_what_a_killed_process_left_goes_with_the_next_one(fake_wheel, cache):
     assert other.exists()
 
 
-def test_a_cache_that_cannot_be_written_names_the_setting(fake_wheel, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SWIFT_SD_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConfigError, match="SWIFT_SD_CACHE") as error:
-        loading.load()
-    assert_one_line(error)
-
-
+@pytest.mark.filterwarnings("ignore:no model can be kept")
 def test_a_disk_that_is_full_names_the_setting(fake_wheel, cache, monkeypatch):
     def full(gguf: Path, folder: Path) -> None:
         raise SafetensorError("Error while serializing: No space left on device (os error 28)")
@@ -324,6 +317,7 @@ def test_a_disk_that_is_full_names_the_setting(fake_wheel, cache, monkeypatch):
     assert list((cache / "models").iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore:no model can be kept")
 def test_a_cache_of_somebody_elses_names_the_setting(fake_wheel, cache, monkeypatch):
     def forbidden(path: Path, **_) -> str:
         raise PermissionError(13, "Permission denied", str(path))

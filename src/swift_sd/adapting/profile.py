@@ -97,7 +97,7 @@ class Profile:
             ProfileError: the file cannot be read, is damaged, or of a later version.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ProfileError(
                 f"cannot read the profile {path}: {error.strerror or error}; check the path"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def _read(path: Path) -> tuple[Entry | None, list[Entry]]:
     """Header and entries; a last line without its end is cut off the file."""
     if not path.exists():
         return None, []
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     # Even of a first line that a crash cut off. All else is not ours to shorten.
     if not (data.startswith(HEAD) or HEAD.startswith(data)):
         raise ConfigError(
@@ -128,7 +129,7 @@ def _read(path: Path) -> tuple[Entry | None, list[Entry]]:
     whole, _, torn = data.rpartition(b"\n")
     if torn:
         with path.open("r+b") as file:
-            file.truncate(len(whole) + 1 if whole else 0)
+            file.truncate(path.stat().st_size - len(torn))
     entries: list[Entry] = []
     for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections import Counter
@@ -47,7 +48,7 @@ def read_questions(path: Path) -> list[Question]:
             has its number.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise ConfigError(
             f"cannot read the questions {path}: {error.strerror or error}; check the path"

@@ -13,6 +13,7 @@ from swift_sd.cli.session import (
     stream_answer,
 )
 from swift_sd.cli.settings import (
+    BYTE_ORDER_MARK,
     checked_text,
     draft_config,
     profile_of,
@@ -109,7 +110,7 @@ class Chat:
         """Read and answer until the user leaves: /exit, Ctrl-D, or Ctrl-C at the prompt."""
         while True:
             try:
-                line = input(self._prompt).strip()
+                line = input(self._prompt).removeprefix(BYTE_ORDER_MARK).strip()
             except (EOFError, KeyboardInterrupt):
                 if self._prompt:
                     print()  # the shell's prompt starts on a line of its own

@@ -13,6 +13,7 @@ from swift_sd.cli import options
 from swift_sd.cli.layer_map import layer_map
 from swift_sd.cli.session import fitting_tokens, opened, set_seed, stream_answer
 from swift_sd.cli.settings import (
+    BYTE_ORDER_MARK,
     checked_text,
     draft_config,
     profile_of,
@@ -147,7 +148,7 @@ def _read_prompt(prompt: str | None, raw: bool) -> str:
         raise PromptError('no prompt: give one, e.g. swift-sd generate "Hello", or pipe it in')
     if prompt is None or prompt == "-":
         try:
-            prompt = sys.stdin.read()
+            prompt = sys.stdin.read().removeprefix(BYTE_ORDER_MARK)
         except UnicodeDecodeError:
             raise PromptError("stdin is not UTF-8 text: convert it first") from None
         if not raw:

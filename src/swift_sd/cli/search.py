@@ -79,7 +79,7 @@ def read_prompts(path: Path) -> list[str]:
 
         return [question.turns[0] for question in read_questions(path)]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(
             f"cannot read the prompts {path}: {error.strerror or error}; check the path"

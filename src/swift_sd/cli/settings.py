@@ -9,6 +9,7 @@ from swift_sd.config import DRAFT_BITS, SwiftConfig
 from swift_sd.errors import ConfigError, PromptError
 from swift_sd.model.layer_set import LayerSet
 
+BYTE_ORDER_MARK = "\ufeff"  # with which some editors and shells begin text, no part of it
 BITS: dict[str | None, Any] = {str(bits): bits for bits in DRAFT_BITS}  # as they are typed
 
 

@@ -64,8 +64,8 @@ class DraftTree:
         Found by doubling: once every row knows its 2ᵏ nearest, its 2ᵏ⁺¹ nearest are those and the
         ones of the farthest among them. No loop over nodes.
         """
-        farthest = torch.tensor([0, *(parent + 1 for parent in self.parents)])
-        seen = torch.eye(len(self) + 1, dtype=torch.bool)
+        farthest = torch.tensor([0, *(parent + 1 for parent in self.parents)], device="cpu")
+        seen = torch.eye(len(self) + 1, dtype=torch.bool, device="cpu")
         while bool(farthest.any()):
             seen = seen | seen[farthest]
             farthest = farthest[farthest]

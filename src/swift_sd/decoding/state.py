@@ -106,7 +106,7 @@ class DecodingState:
         try:
             scores = self.warping.guess(prefix, logits)
         except ValueError:  # a draft may overflow where the target does not; some warpers object
-            return torch.full((logits.shape[-1],), torch.nan)
+            return torch.full_like(logits[0], torch.nan, dtype=torch.float32)
         if self.noise is None:
             return race(scores, None)[0]
         weights = race(scores, self.noise.ahead(len(drafted), scores))[0]
@@ -123,7 +123,9 @@ class DecodingState:
         end = self._length + len(drafted)
         self._make_room(end)
         if drafted:
-            self._ids[0, self._length : end] = torch.tensor(list(drafted))
+            self._ids[0, self._length : end] = torch.tensor(
+                list(drafted), dtype=torch.long, device=self._ids.device
+            )
         return self._ids[:, :end]
 
     def choose(self, logits: Tensor, scores: Tensor | None = None) -> int:

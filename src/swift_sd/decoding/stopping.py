@@ -33,6 +33,7 @@ class Stopping:
         """
         # As tensors: many users' criteria return a plain bool, which transformers takes too.
         verdicts = [
-            bool(torch.as_tensor(criterion(tokens, scores)).all()) for criterion in self._others
+            bool(torch.as_tensor(criterion(tokens, scores), device=tokens.device).all())
+            for criterion in self._others
         ]
         return any(verdicts) or self.room(tokens.shape[1]) <= 0 or last in self.eos

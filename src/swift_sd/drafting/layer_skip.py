@@ -94,7 +94,7 @@ class LayerSkipDrafter:
             Whether there may be more behind it.
         """
         if draft.chain:
-            tokens = torch.tensor([draft.chain[-1:]], device=state.device)
+            tokens = torch.tensor([draft.chain[-1:]], dtype=torch.long, device=state.device)
         else:
             tokens = state.last_token_and(ahead)
         logits = self.view.forward(tokens, state.cache)  # [1, 1 + ahead, vocabulary]

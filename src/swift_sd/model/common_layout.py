@@ -117,7 +117,9 @@ class CommonLayout:
         self.head: Any = model.get_output_embeddings()
         try:
             self.rotary, self.norm = base.rotary_emb, base.norm
-            cosines, _ = self.rotary(torch.empty(1, 1), torch.zeros(1, 1, dtype=torch.long))
+            like = torch.empty(1, 1, dtype=torch.float32, device=model.device)
+            place = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            cosines, _ = self.rotary(like, place)
             self.hidden = self.norm.weight.shape[0]
             head_dim = cosines.shape[-1]
             widths = {s for layer in self.layers for s in self._check(layer, head_dim)}
@@ -166,14 +168,15 @@ class CommonLayout:
         if not getattr(attention, "use_rope", True):
             raise AttributeError("a layer without rotary embeddings")
         half = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
-        if half is not None and half(torch.arange(4.0)).tolist() != [-2, -3, 0, 1]:
+        numbers = torch.arange(4, dtype=torch.float32, device="cpu")
+        if half is not None and half(numbers).tolist() != [-2, -3, 0, 1]:
             raise AttributeError("rotary embeddings of neighbouring numbers")
         if attention.k_proj.weight.shape != attention.v_proj.weight.shape:
             raise AttributeError("keys and values of different sizes")
         for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)):
             if norm is not None and norm.weight.shape != (head_dim,):
                 raise AttributeError("a norm over all heads")
-        some = torch.linspace(-4, 4, 9)
+        some = torch.linspace(-4, 4, 9, dtype=torch.float32, device="cpu")
         if not torch.allclose(mlp.act_fn(some), F.silu(some), atol=1e-5):
             raise AttributeError("an activation other than SiLU")
         return {linear.weight.shape[1] for linear in linears_of(layer)}

@@ -50,7 +50,11 @@ class RowPaths:
 
     def __init__(self, ancestry: Tensor | None, rows: int) -> None:
         self.is_chain = ancestry is None
-        seen = torch.ones(rows, rows).tril().bool() if ancestry is None else ancestry
+        seen = (
+            torch.ones(rows, rows, dtype=torch.bool, device="cpu").tril()
+            if ancestry is None
+            else ancestry
+        )
         self.lengths = seen.sum(dim=1, dtype=torch.int32)
         self.table = (~seen).int().argsort(dim=1, stable=True).int()
 
@@ -152,10 +156,13 @@ def is_compilable(
     if window is not None:  # one number in 50,000 may differ
         window = min(window, ROOM)
         lengths = [window] * max(1, NUMBERS // (heads * width))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def some(count: int, rows: int) -> Tensor:
-        return torch.randn(1, count, rows, width, generator=generator).to(torch.bfloat16)
+        numbers = torch.randn(
+            *(1, count, rows, width), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        return numbers.to(torch.bfloat16)
 
     keys, values = some(kv_heads, ROOM), some(kv_heads, ROOM)
     one = RowPaths(None, 1)

@@ -113,8 +113,8 @@ class CompiledWeights:
 
     @torch.no_grad()
     def _rotations(self, positions: int) -> tuple[Tensor, Tensor]:
-        like = torch.empty(1, 1, dtype=torch.float32)
-        cosines, sines = self._rotary(like, torch.arange(positions).unsqueeze(0))
+        like = torch.empty(1, 1, dtype=torch.float32, device="cpu")
+        cosines, sines = self._rotary(like, torch.arange(positions, device="cpu").unsqueeze(0))
         return cosines[0].contiguous(), sines[0].contiguous()
 
     @property
@@ -186,7 +186,9 @@ class CompiledDraft:
         cosines, sines = weights.rotations(end)
         hidden = weights.embedding(tokens)[0].float().contiguous().clone()
         listed = self.shortlist.tokens if self.shortlist is not None else None
-        logits = torch.full((1, count, weights.vocabulary), -torch.inf, dtype=torch.float32)
+        logits = torch.full(
+            (1, count, weights.vocabulary), -torch.inf, dtype=torch.float32, device="cpu"
+        )
         failed = weights.library.swift_sd_draft(
             ctypes.byref(weights.struct),
             cache_rows(cache, count, weights.windows, weights.dtype),

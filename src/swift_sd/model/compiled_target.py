@@ -75,7 +75,11 @@ class CompiledTarget:
         self._library = library
         self._kept: list[Tensor] = []  # what the structures point to
         self.form = (*layout.sizes[2:5], layout.scale)  # heads, kv_heads, head_dim
-        every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+        every = (
+            torch.arange(1 << 16, dtype=torch.int32, device="cpu")
+            .to(torch.int16)
+            .view(torch.bfloat16)
+        )
         with torch.no_grad():
             activation = layout.layers[0].mlp.act_fn(every)
         self._struct = _Target(

@@ -182,10 +182,10 @@ def _exact_form(linear: Any, kernels: Any) -> Form:
     out, width = weight.shape if isinstance(linear, nn.Linear) else reversed(weight.shape)
     # Of many rows on a CPU only a few are compared: each is computed alone for it.
     some = [*range(max(ROWS)), *(n - 1 for n in MORE)] if weight.is_cpu else [*range(MOST)]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     samples = []
     for _ in range(max(1, OUTPUTS // (out * len(some)))):
-        rows = torch.randn(1, MOST, width, generator=generator).to(weight.device, weight.dtype)
+        rows = some_numbers(MOST, width, generator).to(weight.device, weight.dtype)
         samples.append((rows, {row: linear(rows[:, row : row + 1]) for row in some}))
     possible: list[Form] = [as_it_is, ColumnMajor]
     if kernels is not None and can_be_compiled(linear):
@@ -222,12 +222,17 @@ def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
 
 
 @torch.inference_mode()
+def some_numbers(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """Some to try a product on, `[1, rows, width]`, float32, on the CPU."""
+    return torch.randn(1, rows, width, generator=generator, dtype=torch.float32, device="cpu")
+
+
 def many_rows_are_alike(model: PreTrainedModel, forms: Forms, rows: int) -> bool:
     """Whether the compiled ones of `forms` give torch's bits over so many rows, tried by shape.
 
     The head is left out: of a prompt it reads one row.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     tried = set()
     for name, form in forms.items():
         linear: Any = model.get_submodule(name)
@@ -236,7 +241,7 @@ def many_rows_are_alike(model: PreTrainedModel, forms: Forms, rows: int) -> bool
             continue
         if kind not in tried:
             tried.add(kind)
-            some = torch.randn(1, rows, linear.weight.shape[1], generator=generator)
+            some = some_numbers(rows, linear.weight.shape[1], generator)
             some = some.to(linear.weight)
             if not torch.equal(form(linear)(some), linear(some)):
                 return False

@@ -83,7 +83,7 @@ class KVCache(Cache):
             first = self.committed + len(positions) - len(moved)
             with torch.inference_mode():  # which the rows were written in
                 # Sent to the device once for all layers.
-                places = torch.tensor(moved, device=self.buffers[0].device)
+                places = torch.tensor(moved, dtype=torch.long, device=self.buffers[0].device)
                 for buffer in self.buffers:
                     buffer.move(places, first)
         self.commit(len(positions))

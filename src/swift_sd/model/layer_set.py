@@ -132,7 +132,7 @@ class LayerSet:
             LayerSetError: the file cannot be read, is not JSON, or is no valid layer set.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise LayerSetError(
                 f"cannot read the layer set {path}: {error.strerror or error}"

@@ -52,11 +52,11 @@ class Rounded:
         """
         rows, columns = weight.shape
         group = next(size for size in range(group, 0, -CHUNK) if columns % size == 0)
-        codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8)
-        scales = torch.empty(rows, columns // group, 2, dtype=torch.int16)
+        codes = torch.empty(rows, columns * bits // 8, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // group, 2, dtype=torch.int16, device="cpu")
         at_once = max(1, AT_ONCE // columns)
         # So large that it is given back as a whole: a heap of parts stays as large as the model.
-        floats = torch.empty(at_once, columns, dtype=torch.float32)
+        floats = torch.empty(at_once, columns, dtype=torch.float32, device="cpu")
         library.swift_sd_quantise.restype = None
         for first in range(0, rows, at_once):
             part = floats[: min(at_once, rows - first)]
@@ -146,6 +146,6 @@ def _samples(weights: Sequence[Tensor]) -> Tensor:
     rows = []
     for weight in weights:
         flat = weight.detach().reshape(-1)
-        places = torch.linspace(0, len(flat) - 1, SAMPLES, dtype=torch.float64).long()
+        places = torch.linspace(0, len(flat) - 1, SAMPLES, dtype=torch.float64, device="cpu").long()
         rows.append(flat[places].float())
     return torch.stack(rows)

@@ -30,10 +30,10 @@ class Shortlist:
     def __init__(self, vocabulary: int, ranking: Sequence[int] | None = None) -> None:
         first = max(LEAST, vocabulary // FREQUENT)
         known = [token for token in ranking or range(vocabulary) if token < vocabulary]
-        self._frequent = torch.tensor(known[:first])
+        self._frequent = torch.tensor(known[:first], dtype=torch.long, device="cpu")
         self._most = max(2 * first, FULL * vocabulary)
         with torch.inference_mode(False):  # it is written to in and outside of that mode
-            self._is_listed = torch.zeros(vocabulary, dtype=torch.bool)
+            self._is_listed = torch.zeros(vocabulary, dtype=torch.bool, device="cpu")
         self._tokens: Tensor | None = None
         self._coverage = 1.0
         self._changing = Lock()  # responses on several threads share it

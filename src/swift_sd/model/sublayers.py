@@ -175,9 +175,11 @@ class _Probe(nn.Module):
         self.parts: LayerParts | None = None
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        noise = torch.randn(hidden_states.shape, generator=torch.Generator().manual_seed(0))
+        facts: Any = {"dtype": torch.float32, "device": "cpu"}
+        generator = torch.Generator("cpu").manual_seed(0)
+        noise = torch.randn(hidden_states.shape, generator=generator, **facts)
         real = float(hidden_states.float().std()) or 1.0
-        sizes = real * torch.tensor([0.05, 0.2, 0.5]).view(1, 3, 1)
+        sizes = real * torch.tensor([0.05, 0.2, 0.5], **facts).view(1, 3, 1)
         hidden = (noise * sizes).to(hidden_states)
 
         def contributions(stubs: Mapping[str, nn.Module]) -> Tensor:

@@ -53,7 +53,7 @@ def _leaf_logits(view: View, model: PreTrainedModel) -> tuple[Tensor, Tensor, Te
         cache.rollback()
         return logits[0, -1].float()
 
-    ancestry = torch.eye(4, dtype=torch.bool)
+    ancestry = torch.eye(4, dtype=torch.bool, device="cpu")
     ancestry[:, 0] = ancestry[3, 1] = True
     with_tree = last(root, node, sibling, leaf, ancestry=ancestry)
     return with_tree, last(root, node, leaf), last(root, node, sibling, leaf)

@@ -79,7 +79,7 @@ def _visible(ancestry: Tensor, cache: KVCache, layer: int, window: int | None) -
         return torch.cat([ancestry.new_ones(rows, prefix), ancestry], dim=1)
     # Distances count by depth: siblings are as far from the prefix as each other.
     depths = ancestry.sum(dim=1) - 1
-    places = torch.cat([torch.arange(first - cache.cursor, 0), depths])
+    places = torch.cat([torch.arange(first - cache.cursor, 0, device=depths.device), depths])
     near = depths[:, None] - places[None, :] < window
     near[:, prefix:] &= ancestry
     return near

@@ -23,7 +23,9 @@ def spread_tokens(model: PreTrainedModel, count: int) -> Tensor:
     """
     embedding: Any = model.get_input_embeddings()
     weight: Tensor = embedding.weight
-    spread = torch.linspace(0, len(weight) - 1, count + 2, dtype=torch.float64).long()[1:-1]
+    spread = torch.linspace(
+        0, len(weight) - 1, count + 2, dtype=torch.float64, device="cpu"
+    ).long()[1:-1]
     return spread.unsqueeze(0).to(model.device)
 
 
@@ -37,7 +39,7 @@ class View:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.tree_mask = TreeMask(module)
-        parameter = next(module.parameters(), torch.empty(0))
+        parameter = next(module.parameters(), torch.empty(0, dtype=torch.float32, device="cpu"))
         self.device, self.dtype = parameter.device, parameter.dtype
         # Inference mode is faster, but what a module keeps from it could never be trained again.
         config = getattr(module, "config", None)

@@ -218,7 +218,7 @@ def _encoded(served: Served, ask: Ask) -> dict[str, Tensor]:
     size: int = served.swift.model.config.get_text_config(decoder=True).vocab_size
     if max(prompt) >= size:
         raise ApiError(400, f"there are no token ids from {size} on", param="prompt")
-    ids = torch.tensor([prompt], device=served.swift.model.device)
+    ids = torch.tensor([prompt], dtype=torch.long, device=served.swift.model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 

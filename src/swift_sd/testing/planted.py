@@ -144,8 +144,9 @@ def _require_close_logits(
     original: PreTrainedModel, deepened: PreTrainedModel, config: PreTrainedConfig
 ) -> None:
     """Raise ValueError unless both models give nearly the same logits on a short random input."""
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(config.vocab_size, (1, 8), generator=generator).to(original.device)
+    generator = torch.Generator("cpu").manual_seed(0)
+    input_ids = torch.randint(config.vocab_size, (1, 8), generator=generator, device="cpu")
+    input_ids = input_ids.to(original.device)
     expected, actual = (
         model(input_ids=input_ids, use_cache=False).logits.float() for model in (original, deepened)
     )  # [1, 8, vocab]

@@ -47,7 +47,9 @@ class ScriptedModel(nn.Module):
         seen = keys.flatten()
         count = input_ids.shape[1]
         if attention_mask is None:
-            rows_see = torch.ones(count, len(seen)).tril(len(seen) - count).bool()
+            rows_see = (
+                torch.ones_like(seen, dtype=torch.bool).repeat(count, 1).tril(len(seen) - count)
+            )
         else:
             rows_see = attention_mask[0, 0]
         prefixes = [tuple(map(int, seen[sees].tolist())) for sees in rows_see]
