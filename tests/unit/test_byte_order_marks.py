@@ -32,7 +32,7 @@ def test_prompts(marked):
 def test_questions(marked):
     line = json.dumps({"question_id": 1, "group": "qa", "turns": ["why?"]})
     (question,) = read_questions(marked("questions.jsonl", line))
-    assert question.turns == ["why?"]
+    assert [*question.turns] == ["why?"]
 
 
 def test_layer_sets(marked, tmp_path):

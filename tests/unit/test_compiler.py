@@ -46,6 +46,7 @@ def forbidden(*_, **__):
     raise PermissionError(errno.EACCES, "not yours")
 
 
+@pytest.mark.filterwarnings("ignore:nothing can be written")
 def test_where_nothing_may_be_looked_at_a_temporary_file_serves(cache, monkeypatch):
     """A home of somebody else's, as in a container that runs under another number."""
     monkeypatch.setattr(Path, "is_file", forbidden)
@@ -53,6 +54,7 @@ def test_where_nothing_may_be_looked_at_a_temporary_file_serves(cache, monkeypat
     assert isinstance(load_kernels(), ctypes.CDLL)
 
 
+@pytest.mark.filterwarnings("ignore:.*is no folder that can be used")
 def test_where_nothing_can_be_written_a_temporary_file_serves(cache):
     cache.write_text("a file where a folder should be")
     assert isinstance(load_kernels(), ctypes.CDLL)

@@ -20,7 +20,8 @@ PATIENCE = 300  # candidates in a row without improvement
 MOST = 1000  # candidates
 KAPPA = 2.5  # of the upper confidence bound
 ALPHA = 1e-2  # of the Gaussian process: variance of a score
-POINTS = 10_000  # at random, of which the best is suggested
+POINTS = 10_000  # at random, of which the best are looked at
+CLIMBS = 10  # from so many of them by gradient
 
 
 class PaperSearch:
@@ -97,9 +98,9 @@ class PaperSearch:
 def upper_confidence_bound(sets: Array, scores: Array, seed: int) -> Array:
     """Where a Gaussian process sees the highest bound of the score, `[sublayers]`, 0 to 1.
 
-    The best of many points at random, of a process fitted once. `BayesianOptimization.suggest`
-    would fit it six times and go on from ten points by gradients taken by differences: in a hundred
-    dimensions that takes seconds to minutes, and what it finds is rounded to a set all the same.
+    Of many points at random the best are starts for ascents by gradient, as published: in so many
+    dimensions the best point at random is a poor one. The process is fitted once, where
+    `BayesianOptimization.suggest` would fit it six times.
     """
     # Heavy: only the paper's search pays for it.
     from bayes_opt.acquisition import UpperConfidenceBound
@@ -116,5 +117,5 @@ def upper_confidence_bound(sets: Array, scores: Array, seed: int) -> Array:
         space.register(params=bits, target=float(score))
     process = GaussianProcessRegressor(Matern(nu=2.5), alpha=ALPHA, normalize_y=True)
     bound = UpperConfidenceBound(kappa=KAPPA)
-    wish = bound.suggest(process, space, n_random=POINTS, n_smart=0, random_state=seed)
+    wish = bound.suggest(process, space, n_random=POINTS, n_smart=CLIMBS, random_state=seed)
     return np.asarray(wish, dtype=np.float64)

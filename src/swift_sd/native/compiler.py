@@ -55,8 +55,11 @@ def load_kernels() -> ctypes.CDLL:
     told = [compiler, _version(compiler), platform.machine(), _processor(), *FLAGS]
     digest = hashlib.sha256(b"\0".join([*texts, *(text.encode() for text in told)])).hexdigest()
     root, name = cache_root(), f"kernels-{digest[:16]}.so"
+    if (library := _loaded(root / name)) is not None:
+        return library
     try:
-        return _loaded(root / name) or _compiled(compiler, folder, root / name)
+        root.mkdir(parents=True, exist_ok=True)
+        return _compiled(compiler, folder, root / name)
     except OSError as error:
         root = private_root(f"nothing can be written in {root} ({error.strerror or error})")
     try:
