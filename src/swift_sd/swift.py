@@ -26,12 +26,10 @@ from swift_sd.adapting.profile import Profile
 from swift_sd.arguments import check_types, prepared_arguments, with_stop_strings
 from swift_sd.checkpoint_options import CheckpointOptions
 from swift_sd.config import SwiftConfig
-from swift_sd.decoding.loop import decode
 from swift_sd.decoding.request import Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.errors import ConfigError, UnsupportedArgument
-from swift_sd.model.kv_cache import write_back
 from swift_sd.model.layer_set import LayerSet
 from swift_sd.model.rope import decodable_length
 from swift_sd.model.sharding import is_sharded
@@ -39,6 +37,7 @@ from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.support import check_ready
 from swift_sd.prompts import Messages, encoded
 from swift_sd.report import describe
+from swift_sd.response import respond
 from swift_sd.text import TextPieces
 
 REPORT_CONTEXT = 512  # a report measures plain steps behind so many tokens at most
@@ -269,41 +268,12 @@ class Swift:
             model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
         )
 
-    def _run(self, request: Request, state: DecodingState, name: str | None) -> Generator[Step]:
-        """The loop with its record kept; at the end the user's own cache is brought up to date."""
+    def _run(self, request: Request, state: DecodingState, memory: str | None) -> Generator[Step]:
+        """The response, with the model as it is when its first round begins."""
         experience = self._experience = self._experiences.now()
-        do_sample = bool(request.options.do_sample)
-        drafter, adapter = experience.drafting(do_sample=do_sample, memory=name)
-        clock, trace = experience.clock, experience.new_trace(state.length)
-        self._trace = trace
-        rounds = decode(
-            experience.target(adapter),
-            drafter,
-            state,
-            request.unread,
-            self.config.max_draft_tokens,
-            tolerance=experience.tolerance,
-            prefill_chunk=request.options.prefill_chunk_size,
-            adapter=adapter,
-            clock=clock,
-        )
-        try:
-            with experience.spins.watching() as look:
-                while True:
-                    begin = clock()
-                    step = next(rounds, None)
-                    look()
-                    trace.seconds += clock() - begin
-                    if step is None:
-                        break
-                    trace.steps.append(step)
-                    yield step
-        finally:
-            rounds.close()
-            trace.layer_set = (adapter or experience).layer_set
-            if request.keeps_cache:
-                write_back(state.cache, request.past_key_values)
-            experience.finish()
+        trace = self._trace = experience.new_trace(state.length)
+        most = self.config.max_draft_tokens
+        yield from respond(experience, request, state, trace, most, memory)
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
