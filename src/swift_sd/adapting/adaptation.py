@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
@@ -16,8 +17,8 @@ from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.kinds import Kind, Kinds, Met
 from swift_sd.adapting.matchness import Window
 from swift_sd.adapting.objective import Array
-from swift_sd.adapting.prompt_view import PromptView
 from swift_sd.adapting.rate_search import RateSearch
+from swift_sd.adapting.response_adapter import ResponseAdapter
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step
 from swift_sd.drafting.layer_skip import AGREED, OWN
@@ -31,6 +32,7 @@ from swift_sd.model.view import View
 LOOKED_AT = 8  # tokens on which influence is measured
 FEWEST = 12  # tokens below which a score says nothing
 DIFFERENT = 0.1  # of all sublayers
+COSTS_LAST = 4096  # rounds after which a search that has ended looks again what sublayers cost
 AT_ONCE = 32  # plain rounds for one look: where a step takes a millisecond, it is no trifle
 
 
@@ -73,6 +75,7 @@ class Adaptation:
         self.at_once = 1 if eager else AT_ONCE  # plain rounds for one attempt to improve
         self._allowance = Allowance(pace, eager=eager)
         self._costs: Costs | None = None
+        self._timed = -math.inf  # the round in which they were measured
         self._searching = Lock()
         self.kinds = Kinds()
         self.told = 0  # scores, by this object
@@ -83,9 +86,9 @@ class Adaptation:
         kind = self.kinds.latest
         return kind.best if kind is not None else None
 
-    def begin(self, view: AnyDraft) -> Adapting:
+    def begin(self, view: AnyDraft) -> ResponseAdapter:
         """What improves `view` during one response."""
-        return Adapting(self, view, self._sublayers)
+        return ResponseAdapter(self, view, self._sublayers)
 
     def read(self, vector: Array, view: AnyDraft) -> Met:
         """A prompt, for whose kind `view` is set; see `Kinds.of`."""
@@ -127,12 +130,16 @@ class Adaptation:
         if not (tokens := self._window(state)):
             return
         begin, told = self._clock(), self.told
+        is_probe = search is not None and search.is_finished
         if is_doubtful:
             self._doubt(met, state, tokens, view)
+        elif is_probe and self._pace.rounds - self._timed > COSTS_LAST:
+            self._measure_costs(state, view)
         else:
             self._search(met.kind, state, tokens, view)
         seconds = self._clock() - begin
-        self._allowance.spend(seconds, scored=self.told > told, doubted=not may)
+        is_score = self.told > told or is_probe
+        self._allowance.spend(seconds, scored=is_score, doubted=not may)
 
     def _window(self, state: DecodingState) -> int:
         """Tokens to score on, the prompt's too if it is cheap to ask the target about those.
@@ -219,6 +226,15 @@ class Adaptation:
         candidate = kind.search.ask()
         self._tell(kind, candidate, self._matchness(candidate, state, tokens, view), tokens)
 
+    def _measure_costs(self, state: DecodingState, view: AnyDraft) -> Costs:
+        """Of sublayers, now; whatever was found so far goes by them."""
+        costs = self._costs = draft_costs(view, state, self._pace, self._clock)
+        self._timed = self._pace.rounds
+        for kind in self.kinds:
+            if kind.search is not None:
+                kind.search.take_costs(costs)
+        return costs
+
     def _matchness(
         self, candidate: LayerSet, state: DecodingState, tokens: int, view: AnyDraft
     ) -> float:
@@ -242,9 +258,7 @@ class Adaptation:
         """A search for a kind, from what is known and, where need be, measured now."""
         if kind.influence is None:
             kind.influence = measured_influence(self._reading(), self._sublayers, state, LOOKED_AT)
-        if self._costs is None:
-            self._costs = draft_costs(view, state, self._pace, self._clock)
-        costs = self._costs
+        costs = self._costs or self._measure_costs(state, view)
 
         def verify(rows: int) -> float:
             return self._pace.verify(rows) or costs.step
@@ -259,42 +273,3 @@ class Adaptation:
         if kind.saved is not None:
             search.restore(kind.saved)
         return search
-
-
-class Adapting:
-    """`Adaptation` for one response, whose draft view it sets.
-
-    Args:
-        adaptation: what is learned over all responses.
-        view: the sub-network of this response.
-        sublayers: what `find_sublayers(model)` found.
-    """
-
-    def __init__(self, adaptation: Adaptation, view: AnyDraft, sublayers: Sublayers) -> None:
-        self._adaptation, self._view, self._sublayers = adaptation, view, sublayers
-        self._prompt: PromptView | None = None
-        self._met: Met | None = None
-        self._waiting = 0  # plain rounds behind which nothing was improved
-
-    def reader(self, module: nn.Module) -> PromptView:
-        """See `decoding.drafter.Adapter`."""
-        self._prompt = PromptView(module, self._sublayers)
-        return self._prompt
-
-    @property
-    def layer_set(self) -> LayerSet:
-        """See `decoding.drafter.Adapter`."""
-        return self._view.layer_set
-
-    def adapt(self, state: DecodingState, step: Step) -> None:
-        """See `decoding.drafter.Adapter`."""
-        if self._met is None:
-            assert self._prompt is not None
-            self._met = self._adaptation.read(self._prompt.mean, self._view)
-        if self._adaptation.has_changed(self._met.kind, step):
-            self._adaptation.follow(self._met)
-        self._waiting += 1
-        if self._waiting < self._adaptation.at_once and not (step.prefill or step.drafter):
-            return
-        self._waiting = 0
-        self._adaptation.improve(self._met, state, self._view)

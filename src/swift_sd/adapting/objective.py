@@ -78,13 +78,17 @@ class Rates:
     """
 
     def __init__(self, costs: Costs, verify: Callable[[int], float], max_draft: int) -> None:
+        self._ask, self._max_draft = verify, max_draft
+        self.take(costs)
+
+    def take(self, costs: Costs) -> None:
+        """Go by these costs from now on; raises `ConfigError` as above."""
         self.saved: Array = np.array([*costs.attention[1:-1], *costs.mlp[1:-1]], dtype=np.float64)
         self._step, self._least = costs.step, costs.rest + costs.head
         if not (np.isfinite(self.saved).all() and (self.saved >= 0).all()):
             raise ConfigError("the costs of sublayers must be seconds, 0 or more; measure anew")
         if not (0 < self._step < math.inf and 0 <= self._least < math.inf):
             raise ConfigError(f"a step costs {self._step} s; it must be above 0; measure anew")
-        self._ask, self._max_draft = verify, max_draft
         self.refresh()
 
     def refresh(self) -> None:

@@ -145,6 +145,14 @@ class RateSearch:
         self._regrets: deque[float] = deque(maxlen=RECENT)
         self._stale, self._mark = 0, 0.0
 
+    def take_costs(self, costs: Costs) -> None:
+        """Go by costs that were measured anew; search on if another set is best by them."""
+        before = self.best
+        self._rates.take(costs)
+        self._choose()
+        if self.best != before:
+            self.resume()
+
     def ask(self) -> LayerSet:
         """A set that teaches something, or may well be better than `best`."""
         if self._depth < 3:
