@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -83,8 +85,15 @@ def script(bytes_tokenizer, clock):
     return Script(bytes_tokenizer, clock)
 
 
+class Prompt:
+    """Of so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.shape = (1, tokens)
+
+
 def job(client: str, tokens: int, prompt: int = 3) -> Job:
-    inputs = {"input_ids": SimpleNamespace(shape=(1, prompt))}
+    inputs = {"input_ids": Prompt(prompt)}
     return Job("tiny", client, inputs, {"max_new_tokens": tokens}, deadline=float("inf"))
 
 
@@ -210,6 +219,26 @@ def hanging(script):
     script.before = hangs
     yield hold
     hold.release.set()
+
+
+def test_of_a_request_whose_client_left_nothing_is_kept(script, hanging):
+    """While a step of another one hangs."""
+    engine = Engine([script], 1)
+    engine.start()
+    engine.submit(job("a", 1))
+    assert hanging.begun.wait(60)
+    left = job("b", 1)
+    prompt = weakref.ref(left.inputs["input_ids"])
+    engine.submit(left)
+    assert engine.load.waiting == 1
+    engine.cancel(left)
+    del left
+    gc.collect()
+    assert prompt() is None
+    assert engine.load.waiting == 0
+    hanging.release.set()
+    engine.close(60)
+    assert script.steps == ["a"]
 
 
 @pytest.mark.parametrize(("prompt", "patience"), [(10, SILENCE), (2500, 3 * SILENCE)])
