@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import (
 )
 
 from swift_sd.adapting.profile import Profile
+from swift_sd.checkpoint_options import CheckpointOptions
 from swift_sd.config import SwiftConfig
 from swift_sd.decoding.options import refusal
 from swift_sd.decoding.request import KINDS, is_zero
@@ -30,9 +30,13 @@ DROPPED = {
 
 
 def prepared_arguments(
-    arguments: dict[str, Any], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    arguments: dict[str, Any],
+    own_options: CheckpointOptions,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> dict[str, Any]:
     """`arguments` with stop strings turned into a criterion, and without kinds of tokens.
+
+    Options that only the checkpoint asks for are replaced where they cannot be honoured.
 
     transformers keeps the tokenizer that stop strings need from decoding methods like ours, and
     refuses the kinds that many tokenizers return where the model knows of none.
@@ -45,7 +49,8 @@ def prepared_arguments(
     for name, reason in DROPPED.items():
         if arguments.get(name) is not None:
             raise UnsupportedArgument(name, f"{name} is not supported: {reason}; drop it")
-    rest = {name: value for name, value in arguments.items() if name not in DROPPED}
+    replaced, model = own_options.replaced(arguments), own_options.model
+    rest = {name: value for name, value in replaced.items() if name not in DROPPED}
     tokenizer = rest.pop("tokenizer", None) or tokenizer
     for name in {*KINDS} & {*rest} - {*inspect.signature(model.forward).parameters}:
         if not is_zero(kinds := rest.pop(name)) and kinds is not None:
@@ -59,7 +64,7 @@ def prepared_arguments(
     strings = _setting("stop_strings", rest, model)
     if strings is None:
         return rest
-    criteria = rest.pop("stopping_criteria", None) or []
+    criteria = StoppingCriteriaList(rest.pop("stopping_criteria", None) or [])
     rest["stopping_criteria"] = with_stop_strings(criteria, strings, tokenizer)
     rest.pop("stop_strings", None)
     if rest.get("generation_config") is not None:
@@ -71,15 +76,17 @@ def prepared_arguments(
 
 
 def with_stop_strings(
-    criteria: Iterable[Any],
-    strings: str | list[str],
+    criteria: StoppingCriteriaList,
+    strings: str | list[str] | None,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> StoppingCriteriaList:
-    """`criteria` and one that ends a response at any of `strings`.
+    """`criteria` and one that ends a response at any of `strings`, if there are any.
 
     Raises:
         ConfigError: there is no tokenizer.
     """
+    if strings is None:
+        return criteria
     if tokenizer is None:
         raise ConfigError(
             "stop_strings needs a tokenizer; pass tokenizer=… to swift.generate, or make the "

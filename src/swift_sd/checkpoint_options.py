@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 from swift_sd.decoding.options import NEUTRAL, refusal, unsupported_options
+from swift_sd.decoding.request import is_callers
 from swift_sd.model.kv_cache import generate_cache_name
 
 ROWS = ("num_beams", "num_return_sequences")  # each prompt is repeated for these
@@ -40,10 +41,13 @@ class CheckpointOptions:
     Beams, a static cache, no cache: who uses such a checkpoint has not asked for them, and on the
     command line could not drop them. They give way to greedy decoding or sampling of one sequence.
     Each is warned of once.
+
+    Attributes:
+        model: whose checkpoint it is.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self.model = model
         self._told: set[str] = set()
 
     def replaced(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class CheckpointOptions:
         A `generation_config` gets it in a copy: transformers warns of one beside other options.
         What is None there would be looked up in the checkpoint again, so None stands beside it.
         """
-        options = replaced_options(arguments, self._model)
+        options = replaced_options(arguments, self.model)
         self._tell(options)
         given = arguments.get("generation_config")
         if given is None or not options:
@@ -78,7 +82,7 @@ class CheckpointOptions:
         Raises:
             UnsupportedArgument: what was prepared for several rows is of no use for one.
         """
-        own = self._model.generation_config
+        own = self.model.generation_config
         unsupported = unsupported_options(options)
         names = {n for n in unsupported if getattr(options, n) == getattr(own, n, None)}
         if not names:
@@ -88,8 +92,8 @@ class CheckpointOptions:
             setattr(changed, name, NEUTRAL[name])
         kwargs = {name: value for name, value in model_kwargs.items() if name not in INTERNALS}
         cache = generate_cache_name()
-        if names & CACHES and not getattr(kwargs.get(cache), "_is_user_defined", False):
-            kwargs[cache] = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        if names & CACHES and not (kwargs.get(cache) and is_callers(kwargs[cache])):
+            kwargs[cache] = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         if names & {*ROWS}:
             _check_one_row_will_do(names, processors, options, kwargs)
             every = max(getattr(options, name) or 1 for name in ROWS)
@@ -106,7 +110,7 @@ class CheckpointOptions:
         if not new:
             return
         self._told.update(new)
-        own = self._model.generation_config
+        own = self.model.generation_config
         said = ", ".join(f"{name}={getattr(own, name)!r}" for name in new)
         warnings.warn(
             f"the model's generation config asks for {said}, which swift-sd does not offer: the "
@@ -124,8 +128,10 @@ def _check_one_row_will_do(
 ) -> None:
     """Refuse where logits processors were made for several rows and may act otherwise on one."""
     is_constrained = any(type(one) is PrefixConstrainedLogitsProcessor for one in processors)
+    mask = model_kwargs.get("attention_mask")
+    is_padded = mask is not None and not bool((mask == 1).all())
     is_beam_sampling = bool(options.do_sample) and (options.num_beams or 1) > 1
-    if is_beam_sampling or is_constrained or model_kwargs.get("attention_mask") is not None:
+    if is_beam_sampling or is_constrained or is_padded:
         name = next(name for name in ROWS if name in names)
         raise refusal(
             name,

@@ -150,7 +150,8 @@ def _encode_around(
             ids += _as_text(tokenizer, tokens[int(part)])
         else:
             ids += tokenizer.encode(part, add_special_tokens=False)
-    return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+    found = torch.tensor([ids], dtype=torch.long, device="cpu")
+    return {"input_ids": found, "attention_mask": torch.ones_like(found)}
 
 
 def _as_text(tokenizer: PreTrainedTokenizerBase, token: str) -> list[int]:

@@ -18,7 +18,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
-from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.experiences import Experiences
@@ -26,7 +25,7 @@ from swift_sd.adapting.profile import Profile
 from swift_sd.arguments import check_types, prepared_arguments, with_stop_strings
 from swift_sd.checkpoint_options import CheckpointOptions
 from swift_sd.config import SwiftConfig
-from swift_sd.decoding.request import Request
+from swift_sd.decoding.request import Output, Request
 from swift_sd.decoding.state import DecodingState
 from swift_sd.decoding.trace import Step, Trace
 from swift_sd.errors import ConfigError, UnsupportedArgument
@@ -134,20 +133,20 @@ class Swift:
         *,
         streamer: BaseStreamer | None = None,
         **kwargs: Any,
-    ) -> Tensor | GenerateDecoderOnlyOutput:
+    ) -> Output:
         """As `model.generate`, with the same arguments and the same result.
 
         Raises:
             UnsupportedArgument: an argument that cannot be honoured, named.
             PromptError: no prompt, more than one, or one beyond the model's context.
         """
-        method = partial(self._respond, token_streamer=streamer)
+        own = partial(self._respond, token_streamer=streamer)
         kwargs["generation_config"] = generation_config
-        arguments = self._arguments(kwargs)
+        arguments = prepared_arguments(kwargs, self._own_options, self.tokenizer)
         if streamer is not None:  # transformers hands it the prompt, `__call__` the rest
             arguments["streamer"] = streamer
-        output = cast(Any, self.model).generate(inputs, custom_generate=method, **arguments)
-        return cast(Tensor | GenerateDecoderOnlyOutput, output)
+        output = cast(Any, self.model).generate(inputs, custom_generate=own, **arguments)
+        return cast(Output, output)
 
     def steps(self, inputs: Tensor | None = None, **kwargs: Any) -> Generator[Step]:
         """As `generate`, yielding each round of the loop when it is done.
@@ -158,9 +157,8 @@ class Swift:
         memory: str | None = kwargs.pop("memory", None)
         if kwargs.get("streamer") is not None:
             raise UnsupportedArgument("streamer", "streamer goes with generate; steps are a stream")
-        arguments = self._arguments(kwargs)
-        model: Any = self.model
-        request = model.generate(inputs, custom_generate=self._prepare, **arguments)
+        arguments = prepared_arguments(kwargs, self._own_options, self.tokenizer)
+        request = cast(Any, self.model).generate(inputs, custom_generate=self._prepare, **arguments)
         return self._run(request, request.start(), memory)
 
     def stream(self, prompt: str | Messages, **kwargs: Any) -> Iterator[str]:
@@ -202,24 +200,20 @@ class Swift:
         token_streamer: Any = None,
         stop_strings: str | list[str] | None = None,
         **model_kwargs: Any,
-    ) -> Tensor | GenerateDecoderOnlyOutput:
+    ) -> Output:
         """What `model.generate(custom_generate=swift)` calls.
 
         transformers keeps `streamer=` and `tokenizer=` from such a callable: with `model.generate`
         give the streamer as `token_streamer=`, and `Swift` the tokenizer; or use `swift.generate`.
         """
-        criteria = stopping_criteria
-        if stop_strings is not None:
-            criteria = with_stop_strings(criteria, stop_strings, self.tokenizer)
+        criteria = with_stop_strings(stopping_criteria, stop_strings, self.tokenizer)
         tokens, options, kwargs = self._own_options.prepared(
             input_ids, logits_processor, generation_config, model_kwargs
         )
-        given = (model, tokens, logits_processor, criteria, options)
-        return self._respond(*given, token_streamer=token_streamer, **kwargs)
+        kwargs["token_streamer"] = token_streamer
+        return self._respond(model, tokens, logits_processor, criteria, options, **kwargs)
 
-    def _respond(
-        self, *given: Any, token_streamer: Any = None, **kwargs: Any
-    ) -> Tensor | GenerateDecoderOnlyOutput:
+    def _respond(self, *given: Any, token_streamer: Any = None, **kwargs: Any) -> Output:
         """`__call__` behind `generate`, which has seen all arguments before."""
         request = self._prepare(*given, **kwargs)
         state = request.start()
@@ -246,11 +240,6 @@ class Swift:
         length = self._trace.prompt_tokens + len(self._trace.token_ids)
         step = None if is_sharded(self.model) else self.costs(min(length, REPORT_CONTEXT)).step
         return describe(self._trace.summary(), step, self._experience.words, self.speed_notes)
-
-    def _arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments for `model.generate` with what it would keep from us, or has from elsewhere."""
-        replaced = self._own_options.replaced(arguments)
-        return prepared_arguments(replaced, self.model, self.tokenizer)
 
     def _prepare(
         self,

@@ -24,7 +24,7 @@ class TextPieces(TextStreamer):
         """The text that `tokens` complete."""
         put: Any = self.put
         for token in tokens:
-            put(torch.tensor([token]))
+            put(torch.tensor([token], device="cpu"))
         return self._taken()
 
     def finish(self) -> Iterator[str]:

@@ -28,6 +28,8 @@ from swift_sd.model.rope import context_length, trained_length
 from swift_sd.model.sharding import is_sharded
 from swift_sd.versions import CACHES_ARE_MARKED
 
+Output = Tensor | GenerateDecoderOnlyOutput  # of `generate`
+
 RESERVE = 1024  # cache positions to allocate beyond the prompt at most; more grow when needed
 STEP = 256  # to which the number of positions is rounded up
 HONOURED = {"attention_mask", *CACHE_NAMES, "use_cache", "logits_to_keep"}
@@ -127,7 +129,7 @@ class Request:
             keep_logits=bool(wants and self.options.output_logits),
         )
 
-    def result(self, state: DecodingState) -> Tensor | GenerateDecoderOnlyOutput:
+    def result(self, state: DecodingState) -> Output:
         """What `generate` returns for the response that `state` has come to the end of."""
         sequences: Any = state.tokens.clone()
         if not self.options.return_dict_in_generate:

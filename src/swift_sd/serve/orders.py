@@ -45,13 +45,13 @@ class Order(BaseModel):
 
     def tensors(self) -> dict[str, Tensor]:
         """The inputs, int64, on the CPU."""
-        return {name: torch.tensor(rows) for name, rows in self.inputs.items()}
+        return {name: torch.tensor(rows, device="cpu") for name, rows in self.inputs.items()}
 
 
 def tell(order: Order) -> None:
     """On the first process: have all others `hear` it."""
     text = torch.frombuffer(bytearray(order.model_dump_json().encode()), dtype=torch.uint8)
-    dist.broadcast(torch.tensor([len(text)]), src=0)
+    dist.broadcast(torch.tensor([len(text)], device="cpu"), src=0)
     dist.broadcast(text, src=0)
 
 
@@ -61,11 +61,11 @@ def hear() -> Order:
     Raises:
         NoOrder: it is none.
     """
-    length = torch.zeros(1, dtype=torch.int64)
+    length = torch.zeros(1, dtype=torch.int64, device="cpu")
     dist.broadcast(length, src=0)
     if not 0 < int(length) <= LONGEST:
         raise NoOrder(f"an order of {int(length)} bytes")
-    text = torch.empty(int(length), dtype=torch.uint8)
+    text = torch.empty(int(length), dtype=torch.uint8, device="cpu")
     dist.broadcast(text, src=0)
     try:
         return Order.model_validate_json(text.numpy().tobytes())
