@@ -294,3 +294,17 @@ def test_what_is_hoped_for_fades_while_scores_bring_nothing():
     assert hopes[-1] == 1
     search.resume()
     assert search.hope > search.gain
+
+
+def test_costs_of_a_busy_moment_are_corrected_when_they_are_measured_again():
+    """As if sublayers had cost next to nothing, so that none seemed worth skipping."""
+    planted = Planted(20, harmless=9, seed=3)
+    busy = Costs(1.0, (1e-6,) * 20, (1e-6,) * 20, 0.0, 8)
+    search = planted.search = RateSearch(busy, plain, seed=3, max_draft=12)
+    planted.turns(200)
+    assert search.is_finished
+    worth = planted.rate(search.best)
+    search.take_costs(costs_of(20))
+    assert not search.is_finished
+    planted.turns(200)
+    assert planted.rate(search.best) > 1.3 * worth
