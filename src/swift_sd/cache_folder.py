@@ -6,17 +6,20 @@ import atexit
 import os
 import shutil
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
 import platformdirs
+from filelock import FileLock, Timeout
 
+PREFIX, LOCK = "swift-sd-", "in-use"  # of private folders, and a file in each
+YOUNG = 60.0  # seconds in which a folder may not be locked yet
 NOWHERE = Path(os.devnull, "swift-sd")  # where nothing is and nothing can be written
 
-_private: dict[
-    int, Path
-] = {}  # the folder of this process by its id: one that is forked has its own
+_private: dict[int, Path] = {}  # by process: one that was forked has a folder of its own
 _making = Lock()
 
 
@@ -75,13 +78,29 @@ def _configured_root() -> Path | None:
 
 def _made_folder(process: int) -> Path:
     try:
-        folder = Path(tempfile.mkdtemp(prefix="swift-sd-"))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     except OSError:  # not even that; whoever writes will be told
         return NOWHERE
-    atexit.register(_remove, folder, process)
+    lock = FileLock(folder / LOCK)  # held until the process ends, however it does
+    with suppress(OSError):
+        lock.acquire(blocking=False)
+    atexit.register(_remove, folder, process, lock)
+    _remove_abandoned(folder)
     return folder
 
 
-def _remove(folder: Path, process: int) -> None:
+def _remove_abandoned(folder: Path) -> None:
+    """Remove folders beside `folder` of processes that were killed."""
+    for other in folder.parent.glob(f"{PREFIX}*"):
+        with suppress(OSError, Timeout):
+            facts = other.stat()
+            is_old = facts.st_mtime < time.time() - YOUNG
+            if is_old and facts.st_uid == folder.stat().st_uid and (other / LOCK).is_file():
+                with FileLock(other / LOCK, blocking=False):
+                    shutil.rmtree(other, ignore_errors=True)
+
+
+def _remove(folder: Path, process: int, lock: FileLock) -> None:
     if os.getpid() == process:
+        lock.release()
         shutil.rmtree(folder, ignore_errors=True)

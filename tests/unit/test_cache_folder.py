@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,34 @@ def test_where_not_even_a_temporary_file_can_be_made_nothing_is_kept(
         keeper = Keeper(model_of(), "auto")
     assert keeper.bits is None
     assert not cache_root().exists()
+
+
+KILLED = """
+import os, time
+from swift_sd.cache_folder import private_root
+print(private_root("a test"), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("age", [0, 3600])
+@pytest.mark.filterwarnings("ignore:a test")
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, age):
+    """But what is in use is not, nor what was made just now and may not be locked yet."""
+    source = str(Path(cache_folder.__file__).parents[1])
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": source}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False
+    )
+    left = Path(done.stdout.strip())
+    assert left.is_dir()
+    ours = private_root("a test")
+    for folder in (left, ours):
+        os.utime(folder, (time.time() - age,) * 2)
+    cache_folder._private.clear()
+    private_root("a test")
+    assert left.exists() == (age == 0)
+    assert ours.exists()
 
 
 @pytest.fixture
