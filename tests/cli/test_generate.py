@@ -259,8 +259,9 @@ def test_a_closed_pipe_ends_it_quietly(model_folder):
         assert process.stdout
         assert process.stderr
         process.stdout.close()
-        err = process.stderr.read().decode()
-    assert err == ""
+        err = process.stderr.read().decode().splitlines()
+    # torchao says of itself, where it is installed, that its files are for another torch.
+    assert [line for line in err if "torchao" not in line] == []
     assert process.returncode == 1
 
 
