@@ -1,6 +1,7 @@
 """Whatever was believed of costs and drafts, for however long: what is true is found out again."""
 
 import random
+import threading
 from functools import cache
 
 import pytest
@@ -175,6 +176,79 @@ def test_drafts_that_were_wrong_for_long_are_used_as_soon_as_they_are_right():
     decoder.chance = CONFIDENCE
     decoder.speed(5 * ANSWER)
     assert decoder.speed(6 * ANSWER) > 0.85 * settled()
+
+
+def test_a_drafter_with_nothing_to_propose_does_not_take_the_trials_of_another():
+    decoder = Decoder(PRIORS["eight and six plain steps"])
+    silent = Governed(
+        Silent(),
+        Ledger(decoder.pace, Purse(), TRUST),
+        lambda state, budget: 0.0,
+        foresees=True,
+        has_draft=lambda: False,
+    )
+    governor = decoder.governor
+    both = [silent, *governor._all]
+    decoder.governor = Governor(both, decoder.pace, governor._purse, clock=lambda: 0.0)
+    decoder.speed(3 * ANSWER)
+    assert decoder.speed(6 * ANSWER) > 0.85 * settled()
+    assert silent.drafter.asked == 0
+
+
+class Silent:
+    """Foresees nothing, ever."""
+
+    name, asked = "silent", 0
+
+    def propose(self, state, budget, *, is_trial=False):
+        self.asked += 1
+        return DraftTree()
+
+    def learn(self, tree, path, step, logits):
+        pass
+
+
+def test_what_promised_nothing_says_nothing_of_a_drafter():
+    pace = Pace(torch.device("cpu"), prior_of(QUIET))
+    ledger = Ledger(pace, Purse(), TRUST)
+    for _ in range(30_000):
+        ledger.record(Step((1,), verified=1, verify=1.05), 0.0)
+    assert ledger.expected(1.2) == 1.2
+
+
+def test_a_machine_that_stood_still_for_hours_is_no_reason_to_give_up():
+    decoder = Decoder(prior_of(QUIET), chance=0.0)
+    decoder.speed(2 * ANSWER)
+    purse = decoder.governor._purse
+    ledger = decoder.governor._all[0].ledger
+    ledger.record(Step((1,), verified=1, draft=1e6, verify=1.05), 1.3)
+    purse.ask(1e6)
+    decoder.chance = CONFIDENCE
+    decoder.speed(100 * ANSWER)
+    assert decoder.speed(6 * ANSWER) > 0.85 * settled()
+
+
+def test_responses_on_several_threads_may_measure_while_beliefs_expire():
+    pace, wrong = Pace(torch.device("cpu"), prior_of(BUSY)), []
+
+    def respond(seed):
+        draw = random.Random(seed)
+        try:
+            for _ in range(1500):
+                pace.elapse()
+                pace.saw_round(Step((1,), verified=draw.randrange(40), verify=draw.random()))
+                pace.saw_draft(draw.randrange(1, 9), draw.random())
+                pace.verify(draw.randrange(1, 40))
+                pace.rounds += draw.randrange(60)
+        except Exception as error:  # on a thread it would be lost
+            wrong.append(error)
+
+    threads = [threading.Thread(target=respond, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_one_busy_measurement_of_some_rows_is_not_for_ever():

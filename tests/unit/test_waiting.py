@@ -1,5 +1,6 @@
 """Waiting threads give way where others want the cores, and only there."""
 
+import gc
 import threading
 
 import pytest
@@ -18,6 +19,7 @@ def keepers():
 def several_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    gc.collect()  # responses that other tests have left half-way
     yield
     torch.set_num_threads(before)
 
@@ -76,6 +78,26 @@ def test_the_next_response_begins_as_the_last_one_ended():
         assert keepers() == 1
         assert machine.decode(look, 0.0) == 0
     with machine.control.watching():
+        assert keepers() == 0
+
+
+def test_two_responses_in_turn_leave_nothing_behind():
+    machine = Machine()
+    with machine.control.watching() as one, machine.control.watching() as two:
+        assert machine.decode(one, 0.5) == 1
+        assert machine.decode(two, 0.5) == 2
+        assert machine.decode(one, 0.0, seconds=9) == 1
+        assert machine.decode(two, 0.5, seconds=9) == 1
+        assert machine.decode(one, 0.5) == 2
+    assert keepers() == 0
+
+
+def test_where_no_thread_can_be_started_spins_are_as_they_were(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with short_spins():
         assert keepers() == 0
 
 

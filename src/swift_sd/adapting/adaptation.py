@@ -231,8 +231,12 @@ class Adaptation:
         costs = self._costs = draft_costs(view, state, self._pace, self._clock)
         self._timed = self._pace.rounds
         for kind in self.kinds:
-            if kind.search is not None:
-                kind.search.take_costs(costs)
+            if kind.search is None:
+                continue
+            before = kind.search.best
+            kind.search.take_costs(costs)
+            if kind.search.best != before:
+                kind.changes.restart()
         return costs
 
     def _matchness(

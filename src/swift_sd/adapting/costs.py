@@ -78,7 +78,12 @@ class Costs:
 
 @torch.inference_mode()
 def measure_costs(
-    model: PreTrainedModel, sublayers: Sublayers, *, context: int = 64, repeats: int = 7
+    model: PreTrainedModel,
+    sublayers: Sublayers,
+    *,
+    context: int = 64,
+    repeats: int = 7,
+    clock: Callable[[], float] = perf_counter,
 ) -> Costs:
     """Time one-token forwards of `model` behind `context` tokens, and the sublayers inside them.
 
@@ -91,7 +96,7 @@ def measure_costs(
     tokens = torch.zeros(1, context + 1, dtype=torch.long, device=model.device)
     plain.forward(tokens[:, :context], cache, keep=1)
     cache.commit(context)
-    timed = TimedView(model, sublayers)
+    timed = TimedView(model, sublayers, clock)
     one = tokens[:, :1]
     for _ in range(WARM_UP):
         timed.step(one, cache, plain)
@@ -110,12 +115,15 @@ class Laps:
 class TimedView(View):
     """The target with stop-watches around its sublayers; shares all tensors."""
 
-    def __init__(self, model: PreTrainedModel, sublayers: Sublayers) -> None:
+    def __init__(
+        self, model: PreTrainedModel, sublayers: Sublayers, clock: Callable[[], float]
+    ) -> None:
+        self._clock = clock
         self._watches: dict[tuple[int, str], list[float]] = {}
 
         def watched(index: int, kind: str, module: nn.Module) -> nn.Module:
             times = self._watches.setdefault((index, kind), [])
-            return _StopWatch(module, times.append, self.wait)
+            return _StopWatch(module, times.append, self.wait, clock)
 
         layers = sublayers.wrapped(model, watched)
         super().__init__(shared_copy_along(model, sublayers.path, layers) if layers else model)
@@ -128,13 +136,13 @@ class TimedView(View):
         Args:
             token: `[1, 1]`, int64.
         """
-        step = _seconds(lambda: plain.forward(token, cache), self.wait)
+        step = _seconds(lambda: plain.forward(token, cache), self.wait, self._clock)
         cache.rollback()
         head = 0.0
         if self._head is not None:
             weight = self._head.weight
             hidden = torch.zeros(1, 1, weight.shape[1], dtype=weight.dtype, device=weight.device)
-            head = _seconds(lambda: self._head(hidden), self.wait)
+            head = _seconds(lambda: self._head(hidden), self.wait, self._clock)
         for times in self._watches.values():
             times.clear()
         self.forward(token, cache)
@@ -153,24 +161,34 @@ class TimedView(View):
         )
 
 
-def _seconds(call: Callable[[], Any], wait: Callable[[], None]) -> float:
+def _seconds(
+    call: Callable[[], Any], wait: Callable[[], None], clock: Callable[[], float]
+) -> float:
     wait()
-    begin = perf_counter()
+    begin = clock()
     call()
     wait()
-    return perf_counter() - begin
+    return clock() - begin
 
 
 class _StopWatch(nn.Module):
     """Runs a module and notes the seconds it took."""
 
-    def __init__(self, module: nn.Module, note: Callable[[float], None], wait: Callable[[], None]):
+    def __init__(
+        self,
+        module: nn.Module,
+        note: Callable[[float], None],
+        wait: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
         super().__init__()
         self.module = module
         self._note = note
-        self._wait = wait
+        self._wait, self._clock = wait, clock
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs: list[Any] = []
-        self._note(_seconds(lambda: outputs.append(self.module(*args, **kwargs)), self._wait))
+        self._note(
+            _seconds(lambda: outputs.append(self.module(*args, **kwargs)), self._wait, self._clock)
+        )
         return outputs[0]

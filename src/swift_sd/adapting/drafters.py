@@ -52,7 +52,15 @@ class Drafters:
         if names != (MODEL,):
             recycled = memory.successors if RECYCLING in names else None
             recall = RecallDrafter(growth, recycled, copies=COPYING in names)
-            drafters.append(Governed(recall, self._recall_ledger, recall.promise, foresees=True))
+            drafters.append(
+                Governed(
+                    recall,
+                    self._recall_ledger,
+                    recall.promise,
+                    foresees=True,
+                    has_draft=recall.has_draft,
+                )
+            )
         if MODEL in names:
             ahead = recall if self._config.cascade else None
             own = LayerSkipDrafter(view, growth, ahead, view.shortlist, self._clock)

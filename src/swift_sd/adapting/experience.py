@@ -116,7 +116,9 @@ class Experience:
     def costs(self, context: int) -> Costs:
         """Seconds of a step and of each sublayer behind `context` positions; measured once."""
         if context not in self._costs:
-            self._costs[context] = measure_costs(self._model, self.sublayers, context=context)
+            self._costs[context] = measure_costs(
+                self._model, self.sublayers, context=context, clock=self.clock
+            )
         return self._costs[context]
 
     @property

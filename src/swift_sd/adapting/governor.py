@@ -68,6 +68,7 @@ class Governed:
             if it has nothing to propose. It is asked before a round, where that is affordable.
         foresees: whether that says something of this very round, so that less than 1 need not be
             tried; and whether it learns from rounds in which others proposed.
+        has_draft: whether it has something to propose, whatever its promise.
         forget: called when the drafter is tried for the first time in long: what else is known of
             how its drafts are accepted is old, too.
     """
@@ -76,6 +77,7 @@ class Governed:
     ledger: Ledger
     promise: Callable[[DecodingState, int], float]
     foresees: bool
+    has_draft: Callable[[], bool] = lambda: True
     forget: Callable[[], None] = lambda: None
 
 
@@ -183,8 +185,9 @@ class Governor:
             return best
         # What several rows cost is found out by whoever has something to propose.
         doubtful = self._pace.is_doubtful
-        for one in all_of_them:
-            in_doubt = doubtful or promises[one] > 1 or not self._all[one].foresees
-            if in_doubt and self._all[one].ledger.may_try:
+        for one, promise in enumerate(promises):
+            drafter = self._all[one]
+            in_doubt = promise > 1 or (doubtful and drafter.has_draft()) or not drafter.foresees
+            if in_doubt and drafter.ledger.may_try:
                 return one
         return None

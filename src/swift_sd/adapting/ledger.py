@@ -16,6 +16,8 @@ PAYS = 1.03  # times plain decoding's speed; what is less may be noise
 FADE = 0.97  # weight of the drafted rounds before
 TRUST, FORESIGHT = 4.0, 16.0  # in promises made from costs alone, and from what is foreseen
 OUTLIER = 1.5  # times its usual seconds, beyond which a verification says nothing
+# Plain steps that a round, and asking, may seem to cost: more, and the machine stood still.
+STALL, ASKED_MOST = 16.0, 4.0
 PROBATION = 8  # rounds of a drafter that is judged anew, of which the losses are those of a trial
 
 
@@ -47,12 +49,12 @@ class Purse:
             self._slowest, self._forgiven = plain, self._elapsed
 
     def lose(self, cost: float) -> None:
-        """A trial cost more than its tokens were worth."""
+        """A trial cost so many plain steps more than its tokens were worth."""
         self._lost, self._slowest = self._lost + cost, 0.0
 
     def ask(self, cost: float) -> None:
         """Drafters were asked what they promise; below 0 if a draft came of it that won time."""
-        self._asked = max(self._asked + cost, 0.0)
+        self._asked = max(self._asked + min(cost, ASKED_MOST), 0.0)
 
     @property
     def may_ask(self) -> bool:
@@ -118,11 +120,12 @@ class Ledger:
         if not plain or not verify:
             return
         seconds = step.seconds + learning - max(step.verify - OUTLIER * verify, 0.0)
-        cost = seconds / plain
+        cost = min(seconds / plain, STALL)
         # Noise is not to win back what was lost.
         if self.expected(promise) <= PAYS or self._probation:
             self._purse.lose(max(cost - len(step.tokens), 0.0))
         self._probation = max(self._probation - 1, 0)
-        self._tokens = FADE * self._tokens + len(step.tokens)
-        self._promised = FADE * self._promised + promise * cost
+        if promise:  # of nothing, nothing can be learned
+            self._tokens = FADE * self._tokens + len(step.tokens)
+            self._promised = FADE * self._promised + promise * cost
         self._latest = self._pace.rounds

@@ -71,9 +71,9 @@ def measured_prior(
         times.clear()
     for count in range(1, MOST + 1):
         turn()
-        if count < LEAST:
-            continue
-        if clock() - begin > LIMIT or all(map(_is_steady, (*verify.values(), *draft.values()))):
+        if count >= 2 and clock() - begin > LIMIT:
+            break
+        if count >= LEAST and all(map(_is_steady, (*verify.values(), *draft.values()))):
             break
     return Prior(_steady(verify), _steady(draft))
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from swift_sd.swift import Swift
 
 CHATTY = r"(torch|transformers|huggingface_hub|tokenizers)(\.|$)"
+# What transformers imports where it is installed, and what that makes torch say.
+CHATTY_LOGGERS = ("torchao", "torch.utils._pytree")
 
 
 @contextmanager
@@ -61,9 +63,13 @@ def opened(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No progress bars, advice and warnings of transformers; its settings are put back behind."""
+    """No progress bars, advice and warnings of transformers; its settings are put back after."""
     from transformers.utils import logging as chatter
 
+    loggers = [logging.getLogger(name) for name in CHATTY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     verbosity = chatter.get_verbosity()
     chatter.set_verbosity(logging.ERROR)
     hook = chatter.set_tqdm_hook(
@@ -76,6 +82,8 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         chatter.set_tqdm_hook(hook)
         chatter.set_verbosity(verbosity)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def set_seed(seed: int | None) -> None:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import median
+from threading import RLock
 
 WELL_KNOWN = 3  # measurements
 SAME = 0.005  # of a median: by less it has not changed
@@ -52,6 +53,7 @@ class Curve:
         # Rows and seconds, ascending: replaced together, as another thread may be reading.
         self._known: tuple[tuple[int, float], ...] = ()
         self._answers: dict[int, float] = {}  # given since; a plain round asks for the same often
+        self._changing = RLock()  # of responses on several threads
         self._refresh()
 
     def saw(self, rows: int, seconds: float, now: float = 0.0) -> bool:
@@ -60,24 +62,25 @@ class Curve:
         Returns:
             Whether it contradicts what was believed since long ago, which is dropped then.
         """
-        is_fresh = self.is_fresh(rows, now)
-        believed = None if is_fresh else self.at(rows)
-        contradicts = believed is not None and seconds * CONTRADICTED < believed
-        if contradicts:
-            self._drop(lambda other: not self.is_fresh(other, now))
-            self._seen.pop(rows, None)
-        elif not is_fresh and rows in self._medians:
-            self._seen[rows] = deque([self._medians[rows]], self._memory)
-        self._seen.setdefault(rows, deque(maxlen=self._memory)).append(seconds)
-        self._latest[rows] = now
-        values = [*self._seen[rows]]
-        if rows in self._multiples and len(values) < WELL_KNOWN:
-            values.append(self._multiples[rows] * self._plain)
-        new, before = median(values), self._medians.get(rows, math.inf)
-        if len(values) <= WELL_KNOWN or abs(new - before) > SAME * before:
-            self._medians[rows] = new
-            self._refresh()
-        return contradicts
+        with self._changing:
+            is_fresh = self.is_fresh(rows, now)
+            believed = None if is_fresh else self.at(rows)
+            contradicts = believed is not None and seconds * CONTRADICTED < believed
+            if contradicts:
+                self._drop(lambda other: not self.is_fresh(other, now))
+                self._seen.pop(rows, None)
+            elif not is_fresh and rows in self._medians:
+                self._seen[rows] = deque([self._medians[rows]], self._memory)
+            self._seen.setdefault(rows, deque(maxlen=self._memory)).append(seconds)
+            self._latest[rows] = now
+            values = [*self._seen[rows]]
+            if rows in self._multiples and len(values) < WELL_KNOWN:
+                values.append(self._multiples[rows] * self._plain)
+            new, before = median(values), self._medians.get(rows, math.inf)
+            if len(values) <= WELL_KNOWN or abs(new - before) > SAME * before:
+                self._medians[rows] = new
+                self._refresh()
+            return contradicts
 
     def measured_before(self, rows: int, seconds: float) -> None:
         """Take a measurement that was not made lately."""
@@ -92,14 +95,16 @@ class Curve:
 
     @plain.setter
     def plain(self, seconds: float) -> None:
-        if abs(seconds - self._plain) > SAME * self._plain:
-            self._plain = seconds
-            self._refresh()
+        with self._changing:
+            if abs(seconds - self._plain) > SAME * self._plain:
+                self._plain = seconds
+                self._refresh()
 
     def drop_multiples(self) -> None:
         """Forget what was measured beforehand."""
-        self._multiples = {}
-        self._refresh()
+        with self._changing:
+            self._multiples = {}
+            self._refresh()
 
     def expire(self, now: float) -> None:
         """Drop what was not measured for so long that trying it again costs next to nothing."""
@@ -109,7 +114,8 @@ class Curve:
             seconds = self._medians.get(rows, self._multiples.get(rows, 0.0) * self._plain)
             return age > max(LIFETIME, (seconds / self._plain - 1) / RETRIED)
 
-        self._drop(has_expired)
+        with self._changing:
+            self._drop(has_expired)
 
     def is_fresh(self, rows: int, now: float) -> bool:
         """Whether so many rows were measured within the latest rounds."""

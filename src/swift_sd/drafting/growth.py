@@ -170,7 +170,7 @@ class CostGrowth:
         most of them a second; without measured costs it is 0.
         """
         alone = self._pace.draft(1)
-        if alone is None:
+        if not alone:
             return 0
         best, fastest, tokens = 0, AHEAD / alone, 1.0
         for count, reach in enumerate(self.reaches(chain), 1):

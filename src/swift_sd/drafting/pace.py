@@ -52,7 +52,7 @@ class Pace:
     """
 
     def __init__(self, device: torch.device, prior: Prior | None = None) -> None:
-        if prior is None or 1 not in prior.verify:  # nothing can be scaled
+        if prior is None or not prior.verify.get(1):  # nothing can be scaled
             prior = Prior()
         flat, plain = FLAT_ROWS.get(device.type, 1), prior.verify.get(1, 1.0)
         several = {rows: seconds for rows, seconds in prior.verify.items() if rows > 1}

@@ -62,6 +62,10 @@ class RecallDrafter:
             self._offer = self._growth.pruned(self._foreseen, is_trial=True)
         return self._offer
 
+    def has_draft(self) -> bool:
+        """Whether it foresees anything, worth verifying or not; after its `promise`."""
+        return len(self._foreseen) > 0
+
     def start(self) -> list[int]:
         """What it foresees, as far as another drafter had better read it at once: see `Growth`."""
         chain = self._foreseen.kept([row - 1 for row in self._foreseen.main_chain])

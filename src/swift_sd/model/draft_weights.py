@@ -49,7 +49,6 @@ class DraftWeights:
         bits: of the weights that drafts read, in fact.
         error: relative error of the logits on a few tokens; 0.0 for the model's own weights.
         why_not_compiled, why_not_rounded: the reason, where that was wished for.
-        shortlist: tokens that drafts choose among; None where they read the whole head.
     """
 
     def __init__(

@@ -221,12 +221,12 @@ def compiled_model(model: PreTrainedModel, forms: Forms) -> nn.Module | None:
     return replaced(model, new) if new else None
 
 
-@torch.inference_mode()
 def some_numbers(rows: int, width: int, generator: torch.Generator) -> Tensor:
     """Some to try a product on, `[1, rows, width]`, float32, on the CPU."""
     return torch.randn(1, rows, width, generator=generator, dtype=torch.float32, device="cpu")
 
 
+@torch.inference_mode()
 def many_rows_are_alike(model: PreTrainedModel, forms: Forms, rows: int) -> bool:
     """Whether the compiled ones of `forms` give torch's bits over so many rows, tried by shape.
 

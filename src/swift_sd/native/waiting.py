@@ -40,7 +40,11 @@ def short_spins() -> Iterator[None]:
         finished.wait()
 
     keeper = Thread(target=keep_a_team, name="swift-sd-short-spins", daemon=True)
-    keeper.start()
+    try:
+        keeper.start()
+    except RuntimeError:  # no more threads may be started here
+        yield
+        return
     try:
         begun.wait()
         yield
@@ -80,21 +84,22 @@ class SpinControl:
                 now = self._clock()
                 if waited is None or now - last < LOOK_EVERY:
                     return
-                total = self._run_delay() or 0.0
+                total = self._run_delay()
+                if total is None:
+                    return
                 share = (total - waited) / (now - last)
                 last, waited = now, total
-                self.is_contended = share > (STILL_WAITING if is_short else WAITING)
-                set_spins()
+                set_spins(share > (STILL_WAITING if is_short else WAITING))
 
-            def set_spins() -> None:
+            def set_spins(contended: bool) -> None:
                 nonlocal is_short
-                if self.is_contended and not is_short:
+                if contended and not is_short:
                     held.enter_context(short_spins())
-                elif is_short and not self.is_contended:
+                elif is_short and not contended:
                     held.close()
-                is_short = self.is_contended
+                is_short = self.is_contended = contended
 
-            set_spins()  # by what the response before has seen
+            set_spins(self.is_contended)  # as the response before has left it
             yield look
 
 
