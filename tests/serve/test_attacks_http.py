@@ -155,7 +155,7 @@ KINDS_OF_BODIES = {
     "levels": with_fields('"a":' + "[" * 80 + "]" * 80),
     "levels that do not end": b'{"a":' * 50_000,
     "digits": with_fields('"max_tokens":' + "1" * 5000),
-    "many numbers of digits": with_fields('"a":[' + ",".join(["9" * 4000] * 50) + "]"),
+    "many numbers of digits": with_fields('"stop":[' + ",".join(["9" * 4000] * 50) + "]"),
     "strings only": b'""' * 100_000,
     "a string of escapes that does not end": b'"' + b'\\"' * 100_000,
 }
@@ -280,7 +280,7 @@ def test_bodies_of_clients_that_left_are_not_kept(serving, drafting_swift, monke
 
 
 def test_what_was_asked_is_not_kept_while_it_is_answered(serving, drafting_swift, gate):
-    body = json.dumps({**CHAT, "user": "x" * 250_000, "max_tokens": 30})
+    body = json.dumps({**CHAT, "ignored": "x" * 250_000, "max_tokens": 30})
     with serving({"tiny": drafting_swift()}, Limits(active=4, waiting=60)) as server:
         gc.collect()
         tracemalloc.start()

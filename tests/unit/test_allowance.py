@@ -38,6 +38,7 @@ class Stream:
         self.learned = Adaptation(
             sublayers, self.pace, 25, lambda: None, lambda: None, clock=lambda: self.now
         )
+        self.learned._timed = math.inf  # its costs are given, and never old
         none = LayerSet.none(depth)
         self.kind, self.view = Kind(np.zeros(1)), SimpleNamespace(layer_set=none, use=self.use)
         self.met = Met(np.zeros(1), self.kind, 0.0, in_doubt=False)
