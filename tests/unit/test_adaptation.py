@@ -12,7 +12,7 @@ import torch
 from swift_sd import ConfigError, LayerSet, Swift, SwiftConfig
 from swift_sd.adapting import adaptation as adapting
 from swift_sd.adapting import allowance
-from swift_sd.adapting.adaptation import Adaptation
+from swift_sd.adapting.adaptation import COSTS_LAST, Adaptation
 from swift_sd.adapting.costs import Costs
 from swift_sd.adapting.kinds import Kind, Met
 from swift_sd.adapting.matchness import Window
@@ -91,6 +91,32 @@ def test_scoring_takes_its_share_of_a_long_stream_and_no_more(hope, share, plant
         learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
         learned.improve(met, state, SimpleNamespace(layer_set=best))
     assert now[0] <= spent + 3.0  # one look whether it is still right
+
+
+def test_a_search_that_has_ended_looks_again_what_sublayers_cost(planted, monkeypatch):
+    pace = Pace(torch.device("cpu"), Prior(verify={1: 1.0, 33: 3.0}))
+    learned = Adaptation(find_sublayers(planted[0]), pace, 8, lambda: None, lambda: planted[0])
+    measured, taken = [], []
+    monkeypatch.setattr(adapting, "draft_costs", lambda *_: measured.append(pace.rounds))
+    best = LayerSet.none(10)
+    search = SimpleNamespace(is_finished=True, hope=1.0, gain=1.0, best=best)
+    search.take_costs = taken.append
+    kind: Any = Kind(np.zeros(1), search=search)
+    learned.kinds.add(kind)
+    monkeypatch.setattr(learned, "_search", lambda *_: None)
+    state: Any = SimpleNamespace(
+        cache=SimpleNamespace(committed=1000, can_rewind=lambda tokens: True),
+        length=1000,
+        prompt_length=10,
+        warping=SimpleNamespace(is_argmax=True),
+    )
+    met = Met(np.zeros(1), kind, 0.0, in_doubt=False)
+    for _ in range(3 * COSTS_LAST):
+        pace.elapse()
+        learned.has_changed(kind, Step(tokens=(1,), verify=1.0))
+        learned.improve(met, state, SimpleNamespace(layer_set=best))
+    assert 2 <= len(measured) <= 3
+    assert len(taken) == len(measured)
 
 
 @pytest.mark.parametrize(
