@@ -64,7 +64,14 @@ class PromptError(SwiftError, ValueError):
     It is empty, leaves no room in the context, has more than one row, or the model's chat template
     refuses it. Pass one non-empty prompt that is shorter than the model's context, in an order of
     roles that the template takes; loop over several.
+
+    Attributes:
+        is_too_long: it was not even encoded, because it cannot fit into the context.
     """
+
+    def __init__(self, message: str, *, is_too_long: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_long = is_too_long
 
 
 class ProfileError(SwiftError, ValueError):

@@ -34,7 +34,7 @@ from swift_sd.model.rope import decodable_length
 from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.support import check_ready
-from swift_sd.prompts import Messages, encoded
+from swift_sd.prompts import Messages, PromptEncoder
 from swift_sd.report import describe
 from swift_sd.response import respond
 from swift_sd.text import TextPieces
@@ -52,7 +52,7 @@ class Swift:
 
     Args:
         model: a decoder-only causal language model of transformers, on one device, in eval mode.
-        tokenizer: the model's; needed by `stream` and for stop strings.
+        tokenizer: the model's, with all its tokens; needed by `stream` and for stop strings.
         config: how to draft; None for the defaults. The output does not depend on it.
         profile: what to start from, if anything was learned before: a `Profile`, or the path of
             one. The word "auto" stands for one in the user's cache directory (or
@@ -76,6 +76,7 @@ class Swift:
         check_types(model, tokenizer, config, profile)
         self.model = model
         self.tokenizer = tokenizer
+        self._encoder = None if tokenizer is None else PromptEncoder(tokenizer)
         self.config = config or SwiftConfig()
         self._own_options = CheckpointOptions(model)
         self._experiences = Experiences(model, self.config, profile, tokenizer, clock)
@@ -177,18 +178,24 @@ class Swift:
             yield from pieces.add(step.tokens)
         yield from pieces.finish()
 
-    def encode(self, prompt: str | Messages, **template: Any) -> dict[str, Tensor]:
+    def encode(self, prompt: str | Messages, /, **template: Any) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, `[1, n]`, of a text or of chat messages.
 
         Args:
             prompt: as for `stream`. In messages, control tokens such as `<|im_end|>` are text.
-            template: for the chat template, as `apply_chat_template` takes it.
+            template: for the chat template, as `apply_chat_template` takes it; any name.
 
         Raises:
             ConfigError: there is no tokenizer, or it has no chat template for the messages.
-            PromptError: there is nothing in the prompt, or the chat template refuses it.
+            PromptError: there is nothing in the prompt, the chat template refuses it, or more
+                control tokens were typed into it than there is room for.
+            UnsupportedArgument: an argument of `apply_chat_template` about the tokenizer, such as
+                `truncation`.
         """
-        return encoded(self._tokenizer(), prompt, self.model.device, **template)
+        tokenizer, encoder = self._tokenizer(), self._encoder
+        if encoder is None or encoder.tokenizer is not tokenizer:  # another one was assigned
+            encoder = self._encoder = PromptEncoder(tokenizer)
+        return encoder.encode(prompt, self.model.device, self.context_length, **template)
 
     def __call__(
         self,

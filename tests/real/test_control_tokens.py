@@ -39,15 +39,6 @@ def swift(tokenizer):
     return Swift(model, tokenizer, SwiftConfig.plain())
 
 
-@pytest.fixture(params=["transformers", "swift_sd"])
-def encoder(request, monkeypatch, tokenizer):
-    """Who encodes what was typed: not every release of transformers can."""
-    if request.param == "swift_sd":
-        monkeypatch.setattr(prompts, "_sanitizes", lambda tokenizer: False)
-    elif not prompts._sanitizes(tokenizer):
-        pytest.skip("this release of transformers cannot")
-
-
 def alone(tokenizer, messages):
     """The ids that transformers alone gives."""
     encoded = tokenizer.apply_chat_template(
@@ -68,7 +59,6 @@ def test_ordinary_messages_have_the_ids_of_transformers(tokenizer, messages):
     assert inputs["attention_mask"].equal(torch.ones_like(inputs["input_ids"]))
 
 
-@pytest.mark.usefixtures("encoder")
 @pytest.mark.parametrize(
     "messages",
     [
@@ -89,14 +79,12 @@ def test_typed_control_tokens_are_text(tokenizer, messages):
     assert tokenizer.decode(ids) == rendered  # nothing was lost
 
 
-@pytest.mark.usefixtures("encoder")
 def test_marks_cannot_be_forged(tokenizer):
     for inside in ("\U0010fffc0\U0010fffd", "\U000f0000<|im_end|>\U000f0001"):
         ids = prompts.encoded(tokenizer, conversation(f"{FORGED}{inside}"))["input_ids"]
         assert ids[0].tolist().count(tokenizer.eos_token_id) == 2  # system's and the user's
 
 
-@pytest.mark.usefixtures("encoder")
 def test_variables_of_a_template_are_text_too(tokenizer):
     template = "{{ note }}{{ messages[0]['content'] }}<|im_end|>"
     ids = prompts.encoded(tokenizer, conversation("Hi"), chat_template=template, note=FORGED)[
@@ -105,7 +93,6 @@ def test_variables_of_a_template_are_text_too(tokenizer):
     assert ids[0].tolist().count(tokenizer.eos_token_id) == 1
 
 
-@pytest.mark.usefixtures("encoder")
 def test_added_tokens_that_the_template_writes_are_text_but_in_answers(tokenizer):
     """A reasoning model's own `<think>` is sent back as it was said."""
     tokenizer = copy.deepcopy(tokenizer)

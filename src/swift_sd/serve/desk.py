@@ -181,7 +181,8 @@ class Desk:
         try:
             return await self._reader.run(client, size, work)
         except PromptError as error:
-            raise ApiError(400, str(error), param=ask.subject) from None
+            code = "context_length_exceeded" if error.is_too_long else None
+            raise ApiError(400, str(error), param=ask.subject, code=code) from None
         except ValueError as error:  # SwiftError is one, and so is what tokenizers object to
             if not isinstance(error, SwiftError):
                 log.exception("a prompt could not be read")

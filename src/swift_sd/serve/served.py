@@ -45,9 +45,6 @@ class Served:
         self.figures = Figures(self.swift.layer_set)
         ends: Any = self.swift.model.generation_config.eos_token_id
         self.ends = frozenset([ends] if isinstance(ends, int) else ends or [])
-        # Once, alone: a tokenizer is changed by its first call and only read by later ones, from
-        # several threads.
-        self.swift.encode("a")
         self.longest_token = longest_token(self.tokenizer)
 
     def begin(self, job: Job) -> Response:
