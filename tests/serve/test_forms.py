@@ -101,6 +101,11 @@ NEUTRAL_CHATS = {
     "openai: tools that are not to be used": ({"tools": [TOOL], "tool_choice": "none"}, ""),
     "openai: parallel_tool_calls": ({"parallel_tool_calls": True}, ""),
     "openai: functions of old": ({"functions": [], "function_call": "auto"}, ""),
+    "openai: no function of old": ({"function_call": "none"}, ""),
+    "variables of any name": (
+        {"chat_template_kwargs": {"prompt": "a", "tokenizer": "b", "device": "c", "context": 1}},
+        "",
+    ),
     "openai: parts": ({"messages": [{"role": "user", "content": [
         {"type": "text", "text": "Why is "}, {"type": "text", "text": "the sky blue?"}]}]}, ""),
     "langchain": ({"n": 1, "stream": False, "top_p": 1.0, "stop": None}, ""),
@@ -358,6 +363,8 @@ REFUSED = [
     (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
     (CHAT, {"audio": {"voice": "x"}}, "audio"),
     (CHAT, {"web_search_options": {}}, "web_search_options"),
+    (CHAT, {"function_call": {"name": "f"}}, "function_call"),
+    (CHAT, {"function_call": "required"}, "function_call"),
     (CHAT, {"n": 2}, "n"),
     (CHAT, {"n": True}, "n"),
     (CHAT, {"presence_penalty": 0.5}, "presence_penalty"),

@@ -67,9 +67,16 @@ def test_half_a_character_is_refused_wherever_it_is(server):
     for odd in ({"\ud800": 1}, {"user": "\ud800"}, {"messages": [{"role": "\udfff"}]}):
         status, answer = post(server, PATHS[0], json.dumps({**CHAT, **odd}).encode())
         assert status == 400
-        assert (
-            "surrogate" in answer["error"]["message"] or "hex escape" in answer["error"]["message"]
-        )
+        assert "hex escape" in answer["error"]["message"]
+
+
+def test_more_typed_control_tokens_than_the_context_holds_are_too_long(server):
+    messages = [{"role": "user", "content": "</s>" * 5000}]
+    status, answer = post(server, PATHS[0], json.dumps({**CHAT, "messages": messages}).encode())
+    assert status == 400
+    assert answer["error"]["code"] == "context_length_exceeded"
+    assert answer["error"]["param"] == "messages"
+    assert "5000 control tokens" in answer["error"]["message"]
 
 
 def test_a_body_that_is_not_declared_as_json_is_refused(server):

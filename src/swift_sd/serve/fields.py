@@ -25,21 +25,8 @@ LARGEST_OBJECT = 2**14  # bytes of a field that holds an object of the client's 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
-def _readable(text: str) -> str:
-    """JSON can write halves of characters, which no tokenizer reads."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError("there is half a character (a lone surrogate) in it") from None
-    return text
-
-
 def _small(value: dict[str, Any]) -> dict[str, Any]:
-    try:
-        text = _readable(json.dumps(value, ensure_ascii=False))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if len(text.encode()) > LARGEST_OBJECT:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > LARGEST_OBJECT:
         raise ValueError(f"it has more than {LARGEST_OBJECT} bytes")
     return value
 
@@ -49,8 +36,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str, AfterValidator(_readable)]
-Label = Annotated[Text, Field(max_length=1000)]
+Label = Annotated[str, Field(max_length=1000)]
 Small = Annotated[dict[str, Any], AfterValidator(_small)]
 Whole = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), lt=2**63)]
 

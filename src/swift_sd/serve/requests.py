@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from pydantic_core import PydanticCustomError
 
 from swift_sd.prompts import TEMPLATE_ARGUMENTS
-from swift_sd.serve.fields import Label, Lenient, Only, Small, Text, Whole
+from swift_sd.serve.fields import Label, Lenient, Only, Small, Whole
 from swift_sd.serve.not_offered import Empty, Nothing, NotOffered, Off, Zero
 
 GREEDY_BELOW = 0.01  # temperatures under it pick the likeliest token anyway, or overflow
@@ -32,7 +32,7 @@ Length = Annotated[
     Field(ge=AS_MUCH_AS_FITS, json_schema_extra={"not": {"const": 0}}),
     AfterValidator(_not_zero),
 ]
-Stop = Annotated[Text, Field(max_length=256)]
+Stop = Annotated[str, Field(max_length=256)]
 # What is wrong with the first of a million elements is enough to know.
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
 
@@ -41,7 +41,7 @@ class TextPart(Lenient):
     """A part of a message's content."""
 
     type: Literal["text"]
-    text: Text
+    text: str
 
 
 Parts = Annotated[list[TextPart], Field(fail_fast=True)]
@@ -51,7 +51,7 @@ class Message(Lenient):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user"]
-    content: Text | Annotated[Parts, Field(min_length=1)]
+    content: str | Annotated[Parts, Field(min_length=1)]
     name: Label | None = None
 
     def as_dict(self) -> dict[str, str]:
@@ -64,8 +64,8 @@ class Answer(Lenient):
     """A message of the assistant, who may have said nothing."""
 
     role: Literal["assistant"]
-    content: Text | Parts | None = None
-    reasoning_content: Text | None = None
+    content: str | Parts | None = None
+    reasoning_content: str | None = None
     name: Label | None = None
     tool_calls: Empty = None
     function_call: Nothing = None
@@ -194,7 +194,7 @@ class Chat(Ask):
     tool_choice: Any = None  # before `tools`, which it decides about
     tools: list[Any] | None = None
     parallel_tool_calls: bool | None = None
-    function_call: Any = None
+    function_call: Annotated[Any, Only("none", "auto")] = None
     functions: Empty = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -244,8 +244,8 @@ class Complete(Ask):
     subject = "prompt"
 
     prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=1)]
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1, max_length=1)]
     )
