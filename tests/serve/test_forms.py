@@ -397,6 +397,7 @@ REFUSED = [
     (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
     (CHAT, {"top_p": 1.5}, "top_p"),
     (CHAT, {"repetition_penalty": 0}, "repetition_penalty"),
+    (CHAT, {"repetition_penalty": 5e-324}, "repetition_penalty"),
     (TEXT, {"echo": True}, "echo"),
     (TEXT, {"best_of": 2}, "best_of"),
     (TEXT, {"suffix": "x"}, "suffix"),

@@ -17,6 +17,7 @@ from swift_sd.serve.fields import Label, Lenient, Only, Small, Whole
 from swift_sd.serve.not_offered import Empty, Nothing, NotOffered, Off, Zero
 
 GREEDY_BELOW = 0.01  # temperatures under it pick the likeliest token anyway, or overflow
+LEAST_PENALTY = 0.01  # scores divided by less overflow
 AS_MUCH_AS_FITS = -1
 ROLES = ("system", "developer", "user", "assistant")
 
@@ -125,7 +126,7 @@ class Ask(NotOffered):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=10)] | None = None
     seed: Whole | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: bool | None = None
