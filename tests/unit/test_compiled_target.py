@@ -1,8 +1,11 @@
 """The compiled target: right, the same for any number of rows, refused where it must be."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from swift_sd import Swift, SwiftConfig
 from swift_sd.model.compiled_target import CompiledTarget
@@ -157,6 +160,20 @@ class OtherLinear(nn.Linear):
         return 2 * super().forward(rows)
 
 
+class ScaledMLP(LlamaMLP):
+    """Reads a number from where nobody looks."""
+
+    def forward(self, x):
+        return super().forward(x) * self.knob.value
+
+
+def scaled(model):
+    knob = SimpleNamespace(value=1.0)
+    for layer in model.model.layers:
+        layer.mlp.__class__, layer.mlp.knob = ScaledMLP, knob
+    return knob
+
+
 def hooked(model):
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 
@@ -182,7 +199,8 @@ def partly_in_float32(model):
 
 
 @pytest.mark.parametrize(
-    "change", [hooked, with_a_forward_of_its_own, of_another_kind, in_float32, partly_in_float32]
+    "change",
+    [hooked, with_a_forward_of_its_own, of_another_kind, scaled, in_float32, partly_in_float32],
 )
 def test_models_that_are_not_what_they_seem_are_refused(change):
     model = wide_model("llama")
@@ -208,6 +226,17 @@ def test_what_changes_between_responses_is_seen(config, change):
     prompt = some_tokens(9)
     for alter in (lambda _: None, change):
         alter(model)
+        expected = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        found = swift.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert torch.equal(found, expected)
+
+
+def test_code_of_others_may_read_what_no_snapshot_holds():
+    model = wide_model("llama")
+    knob = scaled(model)
+    swift = Swift(model)
+    prompt = some_tokens(9)
+    for knob.value in (1.0, 2.0):
         expected = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
         found = swift.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=0)
         assert torch.equal(found, expected)

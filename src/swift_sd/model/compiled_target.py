@@ -22,7 +22,7 @@ from swift_sd.model.common_layout import (
 )
 from swift_sd.model.compiled_attention import RowPaths
 from swift_sd.model.compiled_rows import can_be_compiled
-from swift_sd.model.foreign_code import is_patched, is_watched
+from swift_sd.model.foreign_code import is_foreign, is_watched
 from swift_sd.model.kv_cache import KVCache, attention_windows
 from swift_sd.model.plain_tensors import address
 from swift_sd.model.sublayers import Sublayers
@@ -61,14 +61,14 @@ class CompiledTarget:
         sublayers: what `find_sublayers(model)` found.
 
     Raises:
-        NoKernelsError: the model is of another layout, or somebody looks into its forwards; that
-            the results are exact is for the caller to find out.
+        NoKernelsError: the model is of another layout, or code of others takes part in its
+            forwards; that the results are exact is for the caller to find out.
     """
 
     def __init__(self, library: Any, model: PreTrainedModel, sublayers: Sublayers) -> None:
         modules = list(model.modules())
-        if any(map(is_watched, modules)) or any(map(is_patched, {*map(type, modules)})):
-            raise NoKernelsError("a module has hooks or a forward that was not written for it")
+        if any(map(is_watched, modules)) or any(map(is_foreign, {*map(type, modules)})):
+            raise NoKernelsError("a module has hooks or a forward of others")
         layout = CommonLayout(model, sublayers)
         if model.dtype != torch.bfloat16:
             raise NoKernelsError(f"the model is {model.dtype}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
@@ -40,7 +42,7 @@ def may_draft(model: PreTrainedModel, *, is_exact: bool) -> bool:
     return model.dtype in (torch.float32, torch.float64) and _rows_are_alike(model)
 
 
-def is_patched(kind: type[nn.Module]) -> bool:
+def _is_patched(kind: type[nn.Module]) -> bool:
     """Whether the `forward` of a class is another one than was written for it.
 
     As packages of faster kernels for training exchange those of transformers.
@@ -55,12 +57,26 @@ def is_patched(kind: type[nn.Module]) -> bool:
     )
 
 
+def is_foreign(kind: type[nn.Module]) -> bool:
+    """Whether a class is of a package that is not known, or has another's `forward`.
+
+    What such a forward reads may be anywhere, so that no snapshot holds all of it.
+    """
+    return _package(kind) not in KNOWN or _is_patched(kind)
+
+
 def _is_of_others(module: nn.Module) -> bool:
-    kind = type(module)
     own = vars(module).get("forward")  # transformers puts sums over processes there
     hooks = module._forward_hooks or module._forward_pre_hooks
-    packages = {one.__module__.partition(".")[0] for one in (kind, own) if one is not None}
-    return bool(hooks) or is_patched(kind) or not packages <= KNOWN
+    return (
+        bool(hooks)
+        or is_foreign(type(module))
+        or (own is not None and _package(own) not in KNOWN)
+    )
+
+
+def _package(code: Any) -> str:
+    return str(code.__module__).partition(".")[0]
 
 
 @torch.inference_mode()
