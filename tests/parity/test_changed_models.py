@@ -14,7 +14,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.nn.utils import parametrizations, prune
-from transformers import AttentionInterface
+from transformers import AttentionInterface, GenerationConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama
 
@@ -400,15 +400,29 @@ def test_what_was_found_out_is_kept_while_nothing_changes_and_for_when_it_change
     assert swift._experience is first
 
 
+def test_a_generation_config_is_no_part_of_what_forwards_go_through():
+    model = tiny_model("llama", layers=LAYERS, **SHAPE)
+    swift = Swift(model, config=CONFIGS["drafting"])
+    first = swift._experience
+    model.generation_config = GenerationConfig(top_k=7)
+    assert_same(model, swift)
+    assert swift._experience is first
+
+
 class Counting(nn.Module):
     """Changes something of itself with every forward."""
 
     def __init__(self, inner):
         super().__init__()
         self.inner, self.calls, self.latest, self.strength = inner, 0, None, 1.0
+        self.shapes, self.seen = [], {}
+        self.register_buffer("rows", torch.zeros((), dtype=torch.long))
 
     def forward(self, rows):
         self.calls += 1
+        self.shapes.append(rows.shape)
+        self.seen.setdefault("sizes", set()).add(self.calls)
+        self.rows += rows.shape[1]
         self.latest = self.inner(rows) * self.strength
         return self.latest
 
@@ -418,10 +432,17 @@ def test_what_forwards_change_themselves_is_no_change():
     mlp = model.model.layers[1].mlp
     mlp.gate_proj = counting = Counting(mlp.gate_proj)
     swift = Swift(model, config=CONFIGS["drafting"])
-    first = swift._experience
+    first, copies = swift._experience, swift._experience.draft_weights
     for _ in range(2):
         assert_same(model, swift)
         assert swift._experience is first
+        assert first.draft_weights is copies
+    with changed_in_place(model):
+        assert_same(model, swift)
+        copies = first.draft_weights
+        assert_same(model, swift)
+        assert swift._experience is first
+        assert first.draft_weights is copies
     counting.strength = 2.0
     assert_same(model, swift)
     assert swift._experience is not first

@@ -73,7 +73,8 @@ class Experiences:
                 return experience
             if change is Change.WEIGHTS:
                 experience.reread()
-                self._known = [(Snapshot(self._model), experience)]
+                still = (known for known in self._known[1:] if known[0].has_the_same_weights())
+                self._known = [(Snapshot(self._model, like=snapshot), experience), *still]
             else:
                 self._known = self._remembered() or self._anew()
             return self.latest

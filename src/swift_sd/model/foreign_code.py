@@ -69,9 +69,7 @@ def _is_of_others(module: nn.Module) -> bool:
     own = vars(module).get("forward")  # transformers puts sums over processes there
     hooks = module._forward_hooks or module._forward_pre_hooks
     return (
-        bool(hooks)
-        or is_foreign(type(module))
-        or (own is not None and _package(own) not in KNOWN)
+        bool(hooks) or is_foreign(type(module)) or (own is not None and _package(own) not in KNOWN)
     )
 
 

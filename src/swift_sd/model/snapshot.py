@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum, auto
@@ -11,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from swift_sd.model.code_places import places_of_code
 from swift_sd.model.foreign_code import GLOBAL_HOOKS
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # told apart by what they hold
-IGNORED = {"generation_config"}  # of a model: no forward reads it
+IGNORED = frozenset({"generation_config"})  # of a model: no forward reads it
 HOLDERS = ("_modules", "_parameters", "_buffers")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 MISSING = object()
@@ -40,9 +40,10 @@ class Snapshot:
 
     Args:
         model: any; it is not changed.
+        like: an earlier one of the same modules; what that leaves out is left out again.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, like: Snapshot | None = None) -> None:
         self._model = model
         modules = list(model.modules())
         inner = [vars(module) for module in modules]
@@ -52,17 +53,17 @@ class Snapshot:
         objects, self._containers = _reachable(inner)
         # Compared by identity first, so that equal ones cost next to nothing.
         self._dicts = [*inner, *(each for each in held if each), *map(vars, objects)]
-        self._names = [list(each) for each in self._dicts]
-        self._values = self._current_values()
-        self._copies = [_copied(each) for each in self._containers]
+        self._tensors = list(_tensors(inner))
+        # What is left out: names, by the dictionary's id; whole containers and tensors.
+        self._names_out: dict[int, frozenset[str]] = (
+            {id(vars(model)): IGNORED} if like is None else like._names_out
+        )
+        self._moving: list[Any] = [] if like is None else like._moving
+        self._note_values()
         self._hooked = self._current_hooks()
-        self._places = _places_of_code(model, modules)
+        self._places = places_of_code(model, modules)
         self._code = self._current_code()
         self._settings = _settings(model)
-        self._tensors = list(_tensors(inner))
-        self._is_counted = [not tensor.is_inference() for tensor in self._tensors]
-        self._forms = self._current_forms()
-        self._states = self._current_states()
 
     def change(self) -> Change:
         """How the model differs from what it was."""
@@ -70,6 +71,7 @@ class Snapshot:
             has_same_weights = self._current_states() == self._states
             is_same = (
                 self._current_values() == self._values
+                and self._current_parts() == self._parts
                 and not any(self._empty)
                 and self._current_hooks() == self._hooked
                 and self._current_code() == self._code
@@ -89,25 +91,64 @@ class Snapshot:
         Args:
             before: a snapshot of the same model, from before some forwards.
         """
-        each_one = zip(before._dicts, before._names, before._values, strict=True)
-        earlier = {id(one): dict(zip(*what, strict=True)) for one, *what in each_one}
-        stable = []
-        for each in self._dicts:
-            known = earlier.get(id(each), each)
-            if all(known.get(name) is value for name, value in each.items()):
-                stable.append(each)
-            else:
-                same = (name for name in each if known.get(name) is each[name])
-                self._places += [(each, name) for name in same]
-        self._dicts, self._values = stable, [list(each.values()) for each in stable]
-        self._code = self._current_code()
+        names, earlier = dict(self._names_out), before._named_values()
+        for place, now in self._named_values().items():
+            then = earlier.get(place, now)
+            moving = {n for n in {*now, *then} if now.get(n, MISSING) is not then.get(n, MISSING)}
+            if moving:
+                names[place] = names.get(place, frozenset()) | moving
+        known = before._inner_values()
+        moved = [
+            one
+            for place, (one, now) in self._inner_values().items()
+            if place not in known or _differ(known[place][1], now)
+        ]
+        self._names_out, self._moving = names, [*self._moving, *moved]
+        self._note_values()
+
+    def has_the_same_weights(self) -> bool:
+        """Whether all tensors of it are as they were, whoever they belong to now."""
+        return self._current_states() == self._states
 
     def shares_weights(self, other: Snapshot) -> bool:
         """Whether all tensors of it belong to the model of `other` too."""
         return {*map(id, self._tensors)} <= {*map(id, other._tensors)}
 
+    def _note_values(self) -> None:
+        """Remember everything that forwards themselves do not change."""
+        moving = {*map(id, self._moving)}
+        self._containers = [one for one in self._containers if id(one) not in moving]
+        self._tensors = [one for one in self._tensors if id(one) not in moving]
+        self._whole = [each for each in self._dicts if id(each) not in self._names_out]
+        self._partly = [each for each in self._dicts if id(each) in self._names_out]
+        self._names = [list(each) for each in self._whole]
+        self._values, self._parts = self._current_values(), self._current_parts()
+        self._copies = [_copied(each) for each in self._containers]
+        self._is_counted = [not tensor.is_inference() for tensor in self._tensors]
+        self._forms = self._current_forms()
+        self._states = self._current_states()
+
+    def _named_values(self) -> dict[int, dict[str, Any]]:
+        """By the id of each dictionary, what was in it."""
+        whole = zip(self._whole, self._names, self._values, strict=True)
+        found = {id(each): dict(zip(*what, strict=True)) for each, *what in whole}
+        return found | dict(zip(map(id, self._partly), self._parts, strict=True))
+
+    def _inner_values(self) -> dict[int, tuple[Any, Any]]:
+        """By its id each container and each tensor, with what was in it."""
+        watched = zip(
+            (*self._containers, *self._tensors), (*self._copies, *self._states), strict=True
+        )
+        return {id(one): (one, what) for one, what in watched}
+
     def _current_values(self) -> list[list[Any]]:
-        return [list(each.values()) for each in self._dicts]
+        return [list(each.values()) for each in self._whole]
+
+    def _current_parts(self) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in each.items() if name not in self._names_out[id(each)]}
+            for each in self._partly
+        ]
 
     def _current_hooks(self) -> list[Any]:
         return [list(each.items()) for each in (*self._hooks, *GLOBAL_HOOKS) if each]
@@ -127,6 +168,13 @@ class Snapshot:
             (type(each), each.dtype, each.device, each.layout, tuple(each.shape), _stride(each))
             for each in self._tensors
         ]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    try:
+        return bool(one != other)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return True  # what cannot be compared
 
 
 def _settings(model: PreTrainedModel) -> tuple[Any, ...]:
@@ -212,79 +260,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list):
         return [_copied(part) for part in value]
     return set(value) if isinstance(value, set) else value
-
-
-def _places_of_code(
-    model: PreTrainedModel, modules: Iterable[nn.Module]
-) -> list[tuple[Mapping[str, Any], str]]:
-    """Where the functions are found that forwards run, by namespace and name.
-
-    From each class's `forward` on: its other methods, what its code refers to in its module, and
-    what it takes from modules such as `torch.nn.functional`; the same of the functions that are
-    found there, but not inside torch.
-    """
-    places: dict[tuple[int, str], tuple[Mapping[str, Any], str]] = {}
-    seen: set[Any] = set()
-
-    def note(space: Mapping[str, Any], name: str) -> Any:
-        places[id(space), name] = space, name
-        return space.get(name)
-
-    def follow(function: Any, kinds: tuple[type, ...]) -> None:
-        for one in _functions_within(function):
-            if (one, kinds) in seen:
-                continue
-            seen.add((one, kinds))
-            names, is_torchs = set(_names(one.__code__)), _is_of_torch(one)
-            for value in [note(one.__globals__, name) for name in names & one.__globals__.keys()]:
-                if isinstance(value, types.ModuleType):
-                    for name in names & vars(value).keys():
-                        note(vars(value), name)
-                elif not is_torchs:
-                    follow(value, ())
-            for kind in () if is_torchs else kinds:
-                for name in names & vars(kind).keys():
-                    follow(note(vars(kind), name), kinds)
-
-    for kind in {type(module) for module in modules}:
-        line = tuple(one for one in kind.__mro__ if one not in (nn.Module, object))
-        for one in line:  # those before its owner too, which may be given one
-            found = note(vars(one), "forward")
-            if found is not None:
-                follow(found, line)
-                break
-    note(vars(nn.Module), "__call__")
-    note(vars(nn.Module), "_call_impl")
-    name = model.config.get_text_config(decoder=True)._attn_implementation
-    follow(note(AttentionInterface._global_mapping, name), ())
-    return list(places.values())
-
-
-def _is_of_torch(function: Any) -> bool:
-    return str(function.__module__).split(".")[0] == "torch"
-
-
-def _functions_within(value: Any) -> Iterator[Any]:
-    """The function itself, and those that its decorators put it into."""
-    left, seen = [value], set()
-    while left:
-        one = left.pop()
-        one = one.__func__ if isinstance(one, staticmethod | classmethod) else one
-        one = one.fget if isinstance(one, property) else one
-        if not isinstance(one, types.FunctionType) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        left.append(getattr(one, "__wrapped__", None))
-        for cell in one.__closure__ or ():
-            try:
-                left.append(cell.cell_contents)
-            except ValueError:  # not filled yet
-                continue
-
-
-def _names(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
