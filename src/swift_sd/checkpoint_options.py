@@ -92,7 +92,8 @@ class CheckpointOptions:
             setattr(changed, name, NEUTRAL[name])
         kwargs = {name: value for name, value in model_kwargs.items() if name not in INTERNALS}
         cache = generate_cache_name()
-        if names & CACHES and not (kwargs.get(cache) and is_callers(kwargs[cache])):
+        given = kwargs.get(cache)  # a caller's may be empty, and count as false
+        if names & CACHES and not (given is not None and is_callers(given)):
             kwargs[cache] = DynamicCache(config=self.model.config.get_text_config(decoder=True))
         if names & {*ROWS}:
             _check_one_row_will_do(names, processors, options, kwargs)

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from swift_sd.adapting.costs import Costs
+from swift_sd.adapting.experience import Experience
 from swift_sd.adapting.experiences import Experiences
 from swift_sd.adapting.profile import Profile
 from swift_sd.arguments import check_types, prepared_arguments, with_stop_strings
@@ -80,7 +81,6 @@ class Swift:
         self.config = config or SwiftConfig()
         self._own_options = CheckpointOptions(model)
         self._experiences = Experiences(model, self.config, profile, tokenizer, clock)
-        self._experience = self._experiences.latest
         self._trace: Trace | None = None
 
     @property
@@ -105,7 +105,7 @@ class Swift:
 
     @profile.setter
     def profile(self, profile: Profile) -> None:
-        self._experience.take_over(profile)
+        self._experiences.take_over(profile)
 
     @property
     def search_state(self) -> str:
@@ -266,10 +266,14 @@ class Swift:
 
     def _run(self, request: Request, state: DecodingState, memory: str | None) -> Generator[Step]:
         """The response, with the model as it is when its first round begins."""
-        experience = self._experience = self._experiences.now()
+        experience = self._experiences.now()
         trace = self._trace = experience.new_trace(state.length)
         most = self.config.max_draft_tokens
         yield from respond(experience, request, state, trace, most, memory)
+
+    @property
+    def _experience(self) -> Experience:
+        return self._experiences.latest
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:

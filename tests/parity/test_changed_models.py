@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama import modeling_llama
 
 from swift_sd import LayerSet, Swift, SwiftConfig
+from swift_sd.adapting import experiences
 from swift_sd.testing.families import tiny_model
 
 LAYERS = 3
@@ -407,6 +408,32 @@ def test_a_generation_config_is_no_part_of_what_forwards_go_through():
     model.generation_config = GenerationConfig(top_k=7)
     assert_same(model, swift)
     assert swift._experience is first
+
+
+@pytest.mark.parametrize(
+    ("others", "is_first"), [([True, True], True), ([False, True], True), ([False, False], False)]
+)
+def test_processes_that_share_a_model_agree_on_what_has_changed(monkeypatch, others, is_first):
+    model = tiny_model("llama", layers=LAYERS, **SHAPE)
+    swift = Swift(model, config=CONFIGS["drafting"])
+    first, copies = swift._experience, swift._experience.draft_weights
+
+    def together(_, own):
+        return [one and other for one, other in zip(own, others, strict=True)]
+
+    monkeypatch.setattr(experiences, "hold_everywhere", together)
+    assert_same(model, swift)
+    assert (swift._experience is first) is is_first
+    assert (swift._experience.draft_weights is copies) is others[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*without drafts:UserWarning")
+def test_where_another_process_cannot_draft_none_does(monkeypatch):
+    monkeypatch.setattr(experiences, "holds_everywhere", lambda *_: False)
+    model = tiny_model("llama", layers=LAYERS, **SHAPE)
+    swift = Swift(model, config=CONFIGS["drafting"])
+    assert_same(model, swift)
+    assert not swift.trace.summary()["drafted_tokens"]
 
 
 class Counting(nn.Module):

@@ -53,6 +53,17 @@ def test_it_is_read_as_it_was_written(learned, tmp_path):
     assert search_of(learned)["told"] > 0
 
 
+def test_one_that_was_assigned_outlives_a_change_of_the_model(model, learned, prompt):
+    swift = Swift(model, config=EAGER)
+    swift.profile = learned
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
+    try:
+        respond(swift, prompt, new=2)
+        assert known_of(swift.profile) >= known_of(learned)
+    finally:
+        handle.remove()
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_swift_starts_from_it(model, learned, prompt, tmp_path, as_file):
     learned.save(tmp_path / "x.json")

@@ -12,15 +12,16 @@ from time import perf_counter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swift_sd.adapting.experience import Experience
-from swift_sd.adapting.keeper import Keeper
+from swift_sd.adapting.keeper import AUTO, Keeper
 from swift_sd.adapting.profile import Profile
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ProfileError
 from swift_sd.model.foreign_code import has_global_hooks, may_draft
 from swift_sd.model.snapshot import Change, Snapshot
+from swift_sd.model.sharding import hold_everywhere, holds_everywhere, is_sharded
 from swift_sd.model.sublayers import Sublayers, find_sublayers
 
-REMEMBERED = 4  # states of the model that it may come back to, as an adapter is switched
+REMEMBERED = 2  # states of the model that it may come back to, as an adapter is switched
 NO_SUBLAYERS = Sublayers((), ())
 MODULES_ONLY = replace(SwiftConfig.plain(), compiled=False, exact="off")
 
@@ -64,14 +65,24 @@ class Experiences:
         """With the model as it was at the latest response."""
         return self._known[0][1]
 
+    def take_over(self, profile: Profile) -> None:
+        """Go on from `profile`, and start from it when the model has changed; see `Keeper`."""
+        self.latest.take_over(profile)
+        if self._profile != AUTO:  # which keeps what was learned in a file
+            self._profile = profile
+
     def now(self) -> Experience:
         """With the model as it is."""
         with self._looking:
             snapshot, experience = self._known[0]
             change = snapshot.change()
-            if change is Change.NOTHING:
+            # Processes that share the model do the same, whatever each of them has seen.
+            is_same, has_same_structure = hold_everywhere(
+                self._model, [change is Change.NOTHING, change is not Change.STRUCTURE]
+            )
+            if is_same:
                 return experience
-            if change is Change.WEIGHTS:
+            if has_same_structure:
                 experience.reread()
                 still = (known for known in self._known[1:] if known[0].has_the_same_weights())
                 self._known = [(Snapshot(self._model, like=snapshot), experience), *still]
@@ -81,6 +92,8 @@ class Experiences:
 
     def _remembered(self) -> list[tuple[Snapshot, Experience]]:
         """What is known, the state that the model has come back to first; empty if to none."""
+        if is_sharded(self._model):  # processes may remember different states
+            return []
         for known in self._known[1:]:
             if known[0].change() is Change.NOTHING:
                 return [known, *(other for other in self._known if other is not known)]
@@ -134,8 +147,11 @@ class Experiences:
         )
 
     def _settled(self, found: Experience | str) -> Experience:
-        if isinstance(found, Experience):
+        is_found = holds_everywhere(self._model, isinstance(found, Experience))
+        if is_found and isinstance(found, Experience):
             return found
+        if isinstance(found, Experience):
+            found = "another process that shares it cannot draft"
         warnings.warn(
             f"{type(self._model).__name__} is decoded token by token, without drafts: {found}",
             stacklevel=2,

@@ -16,7 +16,7 @@ from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.exact_linear import Forms, compiled_model, exact_forms, many_rows_are_alike
 from swift_sd.model.exact_rows import AttentionKernels, ExactRows, has_other_weights, is_exact
 from swift_sd.model.kv_cache import KVCache, attention_windows
-from swift_sd.model.sharding import holds_everywhere, is_sharded
+from swift_sd.model.sharding import hold_everywhere, holds_everywhere, is_sharded
 from swift_sd.model.sublayers import Sublayers
 from swift_sd.model.target import Target, Verifier
 from swift_sd.model.view import View, spread_tokens
@@ -149,11 +149,12 @@ class ExactTarget:
         if not holds_everywhere(self._model, rows_are_exact):
             return None
         reading, compiled = compiled_model(self._model, forms), self._compiled(found)
-        return replace(
-            found,
-            reads=reading is not None and self._reads_alike(reading, forms),
-            is_compiled=compiled is not None and is_exact(compiled, self._model),
-        )
+        # The trials run forwards, which all processes do together or not at all.
+        there = hold_everywhere(self._model, [reading is not None, compiled is not None])
+        reads = there[0] and reading is not None and self._reads_alike(reading, forms)
+        is_compiled = there[1] and compiled is not None and is_exact(compiled, self._model)
+        reads, is_compiled = hold_everywhere(self._model, [reads, is_compiled])
+        return replace(found, reads=reads, is_compiled=is_compiled)
 
     @torch.inference_mode()
     def _reads_alike(self, module: nn.Module, forms: Forms) -> bool:
