@@ -81,6 +81,7 @@ class Swift:
         self.config = config or SwiftConfig()
         self._own_options = CheckpointOptions(model)
         self._experiences = Experiences(model, self.config, profile, tokenizer, clock)
+        self._ignored: dict[tuple[type, str], bool] = {}  # see `Request.checked`
         self._trace: Trace | None = None
 
     @property
@@ -261,7 +262,13 @@ class Swift:
             raise ConfigError("this Swift is for another model object; make one with Swift(model)")
         check_ready(model)
         return Request.checked(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+            model,
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            model_kwargs,
+            self._ignored,
         )
 
     def _run(self, request: Request, state: DecodingState, memory: str | None) -> Generator[Step]:

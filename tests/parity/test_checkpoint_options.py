@@ -5,11 +5,13 @@ import warnings
 
 import pytest
 import torch
-from transformers import GenerationConfig, pipeline
+from transformers import DynamicCache, GenerationConfig, pipeline
 
 from swift_sd import UnsupportedArgument
 from swift_sd.decoding.options import NEUTRAL
+from swift_sd.model.kv_cache import generate_cache_name
 from swift_sd.testing.families import tiny_model
+from swift_sd.versions import CACHES_ARE_MARKED
 
 SAID = {
     "cache_implementation": {"cache_implementation": "static"},
@@ -146,6 +148,16 @@ def test_a_cache_that_a_caller_gives_is_continued(saying, swift_of, prompt):
     (name,) = {"cache", "past_key_values"} & {*first}
     again = swift_of(model).generate(first.sequences, **{name: first[name]}, max_new_tokens=8)
     assert torch.equal(again, plain.generate(prompt(), max_new_tokens=16))
+
+
+@pytest.mark.skipif(not CACHES_ARE_MARKED, reason="nobody can tell whose an empty cache is")
+@pytest.mark.filterwarnings("ignore:the model's generation config")
+def test_an_empty_cache_that_a_caller_gives_is_filled(saying, swift_of, prompt):
+    model, cache = saying(use_cache=False), DynamicCache()
+    swift = swift_of(model)
+    given = {generate_cache_name(): cache}
+    output = model.generate(prompt(), custom_generate=swift, **given, max_new_tokens=8)
+    assert cache.get_seq_length() == output.shape[1] - 1
 
 
 @pytest.mark.filterwarnings("ignore:the model's generation config")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from swift_sd import UnsupportedArgument
+from swift_sd import PromptError, UnsupportedArgument
 from swift_sd.bench.conversation import encoded_turn
 from swift_sd.testing.families import tiny_model
 
@@ -67,18 +67,40 @@ def test_other_token_type_ids_are_refused_by_name(model_of, swift_of, prompt, fa
         assert caught.value.argument == "token_type_ids"
 
 
-def test_zeros_are_accepted_where_the_model_ignores_them(swift_of, prompt):
-    """As by models that tell text from images by them."""
+def test_an_empty_prompt_with_kinds_of_tokens_is_told_as_one(swift_of, with_kinds):
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    with pytest.raises(PromptError, match="empty"):
+        swift_of(with_kinds).generate(nothing, token_type_ids=nothing, **ASKED)
+
+
+def test_whether_a_model_ignores_zeros_is_tried_once(swift_of, prompt, with_kinds):
+    swift, zeros = swift_of(with_kinds), torch.zeros_like(prompt())
+    for _ in range(3):
+        swift.generate(prompt(), token_type_ids=zeros, **ASKED)
+    assert sum(kinds is not None for kinds in with_kinds.given) == 1
+
+
+@pytest.fixture
+def with_kinds():
+    """A model that takes kinds of tokens and ignores them; `given` are those that it was given."""
     model = tiny_model("llama")
-    plain = type(model)
+    plain, given = type(model), []
 
     def forward(self, *args, token_type_ids=None, **kwargs):
+        given.append(token_type_ids)
         return plain.forward(self, *args, **kwargs)
 
     *known, rest = inspect.signature(plain.forward).parameters.values()
     kinds = inspect.Parameter("token_type_ids", inspect.Parameter.KEYWORD_ONLY, default=None)
     forward.__signature__ = inspect.Signature([*known, kinds, rest])
-    model.__class__ = type("WithKinds", (plain,), {"forward": forward, "__module__": __name__})
+    own = {"forward": forward, "__module__": __name__, "given": given}
+    model.__class__ = type("WithKinds", (plain,), own)
+    return model
+
+
+def test_zeros_are_accepted_where_the_model_ignores_them(swift_of, prompt, with_kinds):
+    """As by models that tell text from images by them."""
+    model = with_kinds
     swift = swift_of(model)
     expected = model.generate(prompt(), **ASKED)
     zeros = torch.zeros_like(prompt())

@@ -8,6 +8,8 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from swift_sd import Swift, SwiftConfig
+from swift_sd.model import plain_tensors
+from swift_sd.model.common_layout import cache_rows
 from swift_sd.model.compiled_target import CompiledTarget
 from swift_sd.model.exact_target import ExactTarget
 from swift_sd.model.kv_cache import KVCache, attention_windows
@@ -93,6 +95,20 @@ def test_windows_are_the_models_whatever_the_cache_keeps():
     target, tokens = compiled(model), some_tokens(7)
     expected = target.forward(tokens, filled(model))
     assert torch.equal(target.forward(tokens, keeping_all), expected)
+
+
+def test_each_tensor_of_a_cache_is_looked_at_once(monkeypatch):
+    model = wide_model("llama")
+    cache, looked_at = filled(model), []
+    is_in_memory = plain_tensors._is_in_memory
+
+    def counting(tensor):
+        looked_at.append(tensor)
+        return is_in_memory(tensor)
+
+    monkeypatch.setattr(plain_tensors, "_is_in_memory", counting)
+    cache_rows(cache, 1, attention_windows(model.config), torch.bfloat16)
+    assert len(looked_at) == 2 * SHAPE["num_hidden_layers"]
 
 
 def test_a_width_that_is_that_of_a_head_is_looked_at_too():

@@ -17,8 +17,8 @@ from swift_sd.adapting.profile import Profile
 from swift_sd.config import SwiftConfig
 from swift_sd.errors import ProfileError
 from swift_sd.model.foreign_code import has_global_hooks, may_draft
-from swift_sd.model.snapshot import Change, Snapshot
 from swift_sd.model.sharding import hold_everywhere, holds_everywhere, is_sharded
+from swift_sd.model.snapshot import Change, Snapshot
 from swift_sd.model.sublayers import Sublayers, find_sublayers
 
 REMEMBERED = 2  # states of the model that it may come back to, as an adapter is switched

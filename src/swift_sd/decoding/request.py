@@ -35,6 +35,7 @@ STEP = 256  # to which the number of positions is rounded up
 HONOURED = {"attention_mask", *CACHE_NAMES, "use_cache", "logits_to_keep"}
 POSITIONS = ("position_ids", "cache_position")
 KINDS = ("token_type_ids", "mm_token_type_ids")  # of tokens; 0 is text
+IDS_ONLY = "swift-sd passes token ids only to the model"
 NEUTRAL = {"is_causal": True, "return_dict": True}  # the values that say nothing new
 
 
@@ -67,15 +68,22 @@ class Request:
         criteria: StoppingCriteriaList,
         options: GenerationConfig,
         model_kwargs: dict[str, Any],
+        ignored: dict[tuple[type, str], bool] | None = None,
     ) -> Request:
         """What arrives at a `custom_generate` callable, as a request.
+
+        Args:
+            ignored: which kinds of tokens were found to be ignored where they are zero, by class of
+                model and name; what is found out now is added.
 
         Raises:
             UnsupportedArgument: an argument cannot be honoured; it is named.
             PromptError: the prompt is empty, has several rows, or does not fit the model's context.
         """
         refuse_options(options)
-        _refuse_model_kwargs(model, tokens, model_kwargs)
+        kinds = _kinds_of_zeros(model_kwargs)
+        _check_prompt(tokens)
+        _refuse_kinds(model, tokens, kinds, {} if ignored is None else ignored)
         if is_sharded(model) and any(isinstance(one, MaxTimeCriteria) for one in criteria):
             raise refusal("max_time", options.max_time, "the processes' clocks would not agree")
         depth = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -141,18 +149,30 @@ class Request:
         return GenerateDecoderOnlyOutput(sequences=sequences, scores=scores, logits=logits, **kept)
 
 
-def _refuse_model_kwargs(
-    model: PreTrainedModel, tokens: Tensor, model_kwargs: dict[str, Any]
-) -> None:
+def _kinds_of_zeros(model_kwargs: dict[str, Any]) -> list[str]:
+    """Names of those arguments that the model may ignore; others that are not known are refused."""
+    kinds = []
     for name, value in model_kwargs.items():
         # transformers adds an empty dictionary for models that know images.
         is_empty = value is None or value is False or (isinstance(value, dict) and not value)
         is_neutral = is_empty or (name in NEUTRAL and value is NEUTRAL[name])
         if is_neutral or name in HONOURED or name in POSITIONS:
             continue
-        if name not in KINDS or not is_zero(value) or not _ignores_zeros(model, name, tokens):
-            shown = f"<{type(value).__name__}>"
-            raise refusal(name, shown, "swift-sd passes token ids only to the model")
+        if name not in KINDS or not is_zero(value):
+            raise refusal(name, f"<{type(value).__name__}>", IDS_ONLY)
+        kinds.append(name)
+    return kinds
+
+
+def _refuse_kinds(
+    model: PreTrainedModel, tokens: Tensor, kinds: list[str], ignored: dict[tuple[type, str], bool]
+) -> None:
+    for name in kinds:
+        key = type(model), name
+        if key not in ignored:
+            ignored[key] = _ignores_zeros(model, name, tokens)
+        if not ignored[key]:
+            raise refusal(name, "<Tensor>", IDS_ONLY)
 
 
 def is_zero(value: Any) -> bool:
@@ -205,8 +225,7 @@ def _mask(mask: Tensor | None, options: GenerationConfig) -> tuple[Tensor | None
     return (None if bool((mask == 1).all()) else mask), mask.shape[1]
 
 
-def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, mask_length: int) -> Tensor:
-    """The tokens that the model has to read, by the rules of transformers' own prefill."""
+def _check_prompt(tokens: Tensor) -> None:
     if tokens.shape[0] != 1:
         raise PromptError(
             f"the prompt has {tokens.shape[0]} rows; swift-sd decodes one sequence at a time, "
@@ -214,6 +233,10 @@ def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, mask_length: int) 
         )
     if tokens.shape[1] == 0:
         raise PromptError("the prompt is empty; give it at least one token (input_ids)")
+
+
+def _unread(tokens: Tensor, past: Cache, mask: Tensor | None, mask_length: int) -> Tensor:
+    """The tokens that the model has to read, by the rules of transformers' own prefill."""
     held = past.get_seq_length()
     if mask is None:
         # A mask as long as the ids says that they are the whole sequence, not only its new part.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from swift_sd.errors import UnsupportedModel
 from swift_sd.model.kv_cache import KVCache
-from swift_sd.model.plain_tensors import address, is_plain, is_plain_linear
+from swift_sd.model.plain_tensors import address, is_plain_linear
 from swift_sd.model.rope import changes_with_length, scales_queries
 from swift_sd.model.sharding import is_sharded
 from swift_sd.model.sublayers import Sublayers
@@ -62,14 +62,16 @@ def _each_layers_rows(
 ) -> Iterator[CacheRows]:
     for buffer, window in zip(cache.buffers, windows, strict=True):
         keys, values, row = cache.room(buffer, count)
-        plain = is_plain(keys, dtype) and is_plain(values, dtype)
-        if not plain or keys.shape != values.shape:
+        try:  # each draft step comes here: nothing is looked at twice
+            places = address(keys, dtype), address(values, dtype)
+        except NoKernelsError:
+            places = None
+        if places is None or keys.shape != values.shape:
             raise UnsupportedModel(
                 f"the cache holds keys of {keys.dtype} and values of {values.dtype}, the model is "
                 f"{dtype}: give a prefix in the model's own type, without autocast"
             )
-        whole = window or 1 << 60
-        yield CacheRows(address(keys, dtype), address(values, dtype), keys.stride(1), row, whole)
+        yield CacheRows(*places, keys.stride(1), row, window or 1 << 60)
 
 
 def linears_of(layer: Any) -> list[nn.Linear]:
