@@ -10,8 +10,9 @@ from swift_sd import LayerSet, Swift, SwiftConfig
 from swift_sd.adapting.experiences import Experiences
 from swift_sd.model import exact_target
 from swift_sd.model.exact_rows import is_exact
-from swift_sd.model.exact_target import UpTo
+from swift_sd.model.exact_target import ExactTarget, UpTo
 from swift_sd.model.kv_cache import KVCache, generate_cache_name
+from swift_sd.model.sublayers import find_sublayers
 from swift_sd.model.view import View
 from swift_sd.testing.families import tiny_model
 
@@ -51,6 +52,22 @@ def assert_the_same_bits(model, swift, ids, new_tokens, caches=({}, {})):
     for one, other in zip(found.logits, expected.logits, strict=True):
         assert torch.equal(one, other)
     assert not swift.config.max_draft_tokens or swift.trace.summary()["accepted_tokens"]
+
+
+@pytest.mark.parametrize("others", [[True, True], [True, False], [False, True]])
+def test_processes_that_share_a_model_read_and_verify_alike(monkeypatch, others):
+    def together(_, own):
+        return [one and other for one, other in zip(own, others, strict=True)]
+
+    model = tiny_model("llama", **SHAPE, num_key_value_heads=4).to(torch.bfloat16)
+    sublayers = find_sublayers(model)
+    alone = ExactTarget(model, sublayers, "auto", several_rows=True)
+    monkeypatch.setattr(exact_target, "hold_everywhere", together)
+    found = ExactTarget(model, sublayers, "auto", several_rows=True)
+    assert found.is_compiled == (alone.is_compiled and others[1])
+    assert (found.reading_model() is not model) == (
+        alone.reading_model() is not model and others[0]
+    )
 
 
 # Every number of heads in every way to compute one row and several; every way with both caches.
