@@ -375,7 +375,11 @@ def assert_same(model, swift):
 
 @pytest.mark.filterwarnings("ignore:.*without drafts:UserWarning")
 @pytest.mark.parametrize(("config", "dtype", "change"), CASES)
-def test_a_change_is_noticed_before_the_next_response_and_so_is_its_end(config, dtype, change):
+def test_a_change_is_noticed_before_the_next_response_and_so_is_its_end(
+    request, config, dtype, change
+):
+    if dtype is torch.bfloat16:
+        request.getfixturevalue("whole_trial")
     model = tiny_model("llama", layers=LAYERS, **SHAPE).to(dtype)
     swift = Swift(model, config=CONFIGS[config])
     before = assert_same(model, swift)
@@ -386,6 +390,7 @@ def test_a_change_is_noticed_before_the_next_response_and_so_is_its_end(config, 
         assert not torch.equal(changed, before)
 
 
+@pytest.mark.usefixtures("whole_trial")
 def test_what_was_found_out_is_kept_while_nothing_changes_and_for_when_it_changes_back():
     model = tiny_model("llama", layers=LAYERS, **SHAPE).to(torch.bfloat16)
     swift = Swift(model, config=CONFIGS["drafting"])
@@ -475,6 +480,7 @@ def test_what_forwards_change_themselves_is_no_change():
     assert swift._experience is not first
 
 
+@pytest.mark.usefixtures("whole_trial")
 def test_of_changed_weights_drafts_are_made_anew():
     model = tiny_model("llama", layers=LAYERS, **SHAPE).to(torch.bfloat16)
     swift = Swift(model, config=SwiftConfig(LayerSet.none(LAYERS), 5, early_stop=0.0, draft_bits=8))

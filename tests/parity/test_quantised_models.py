@@ -27,6 +27,8 @@ GREEDY = {
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 def model(request):
+    if request.param is torch.bfloat16:
+        request.getfixturevalue("whole_trial")
     return tiny_model("llama", layers=LAYERS, **SHAPE).to(request.param)
 
 

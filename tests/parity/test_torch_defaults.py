@@ -62,7 +62,9 @@ def seeded(generate, ids, given):
 
 
 @pytest.mark.parametrize(("default", "name"), CASES)
-def test_the_tokens_are_the_same_under_other_defaults(expected, default, name):
+def test_the_tokens_are_the_same_under_other_defaults(request, expected, default, name):
+    if name in COMPILED:
+        request.getfixturevalue("whole_trial")
     model, ids, tokens = expected[torch.bfloat16 if name in COMPILED else torch.float32]
     with defaults(default):
         swift = Swift(model, config=CONFIGS[name])
