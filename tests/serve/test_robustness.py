@@ -146,6 +146,39 @@ def test_a_client_that_left_is_not_answered(serving, endless, gate, monkeypatch,
         assert figures.state()["tokens"] < 10
 
 
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_client_that_left_after_a_second_request_is_not_answered(
+    serving, endless, gate, monkeypatch, is_at_once
+):
+    given_up, cancel = threading.Event(), Engine.cancel
+
+    def noted(self, job):
+        cancel(self, job)
+        given_up.set()
+
+    monkeypatch.setattr(Engine, "cancel", noted)
+    body = json.dumps({**CHAT, "max_tokens": 300})
+    first = (
+        f"POST {PATHS[0]} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+    second = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving({"tiny": endless}, Limits(tokens=300)) as server:
+        raw = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        raw.sendall(first + second if is_at_once else first)
+        deadline = time.monotonic() + 60
+        while not server.engine.load.active and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if not is_at_once:
+            raw.sendall(second)
+        raw.close()
+        try:
+            assert given_up.wait(20)
+        finally:
+            gate.set()
+        assert server.idle()
+
+
 def test_two_hundred_clients_that_leave_in_mid_stream_leave_nothing_behind(server, client, plain):
     def leaving(count):
         with concurrent.futures.ThreadPoolExecutor(16) as pool:

@@ -7,7 +7,7 @@ import time
 from http import HTTPStatus
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from swift_sd.serve.failures import ApiError
 
@@ -38,6 +38,7 @@ class Connection(HttpToolsProtocol):
         self._surplus = 0  # bytes of this request, less two for each one of its body
         self._head = self._body = self._chunks = 0  # bytes of headers and body; pieces of it
         self._is_large = self._is_refused = False
+        self._unanswered: list[RequestResponseCycle] = []  # uvicorn keeps the newest alone
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for a request; make room if there is none."""
@@ -47,9 +48,14 @@ class Connection(HttpToolsProtocol):
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
+        """Nothing is waited for any more: all requests are told, not only the newest."""
         self._rest()
         super().connection_lost(exc)
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Parse it, unless the client was refused and is only sending on."""
@@ -87,6 +93,8 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise ValueError("too many requests at once")
         super().on_headers_complete()
+        self._unanswered.append(self.cycle)
+        self.flow.resume_reading()  # else it would not be seen that the client has gone
 
     def on_body(self, body: bytes) -> None:
         """Many bytes are for the app to refuse; many pieces cost time here."""
@@ -96,6 +104,8 @@ class Connection(HttpToolsProtocol):
             raise ValueError("the chunks are too small")
         self._surplus = max(0, self._surplus - 2 * len(body))
         super().on_body(body)
+        if sum(len(cycle.body) for cycle, _ in self.pipeline) > LARGEST:
+            raise ValueError("too much sent before the first request is answered")
 
     def on_message_complete(self) -> None:
         """What follows is another request."""
@@ -104,6 +114,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Wait for the next request."""
+        self._unanswered = [one for one in self._unanswered if not one.response_complete]
         super().on_response_complete()
         self._watch()
 
