@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from http import HTTPStatus
 from typing import Any
@@ -25,7 +26,8 @@ class Connection(HttpToolsProtocol):
     - Headers, trailers, and how finely a body is cut into chunks are bounded.
     - A request has to begin, and its headers have to be there, within `timeout_keep_alive` seconds
       of the connection's start or of the answer before it.
-    - Where there are `most` connections, a new one ends the one that has been idle for longest.
+    - Where there are `most` connections, a new one ends the one that has been idle for longest; if
+      none is idle, the one whose client has not read for longest.
 
     httptools rather than h11, whose parsing takes the event loop 30 to 70 times as long.
     """
@@ -35,6 +37,8 @@ class Connection(HttpToolsProtocol):
         self._most = most
         self._deadline: asyncio.TimerHandle | None = None  # while no request is being answered
         self._idle_since = 0.0  # finer than the loop's clock, which may stand for a millisecond
+        self._unread_since = math.inf  # while its client leaves too much of an answer unread
+        self._is_ended = False
         self._surplus = 0  # bytes of this request, less two for each one of its body
         self._head = self._body = self._chunks = 0  # bytes of headers and body; pieces of it
         self._is_large = self._is_refused = False
@@ -116,13 +120,28 @@ class Connection(HttpToolsProtocol):
         """Wait for the next request."""
         self._unanswered = [one for one in self._unanswered if not one.response_complete]
         super().on_response_complete()
+        self._unset_keepalive_if_required()  # one timer is enough
         self._watch()
+
+    def pause_writing(self) -> None:
+        """Too much is unread."""
+        super().pause_writing()
+        self._unread_since = time.perf_counter()
+
+    def resume_writing(self) -> None:
+        """It was read."""
+        super().resume_writing()
+        self._unread_since = math.inf
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End a connection that has been idle for too long, whatever of the last answer is unread."""
+        self._end()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what cannot be parsed, in the form of all other errors."""
         self._is_refused = True
         if self._is_busy:  # the client expects something else at this place
-            self.transport.close()
+            self._end()
             return
         if self._is_large:
             refusal = ApiError(431, f"headers may have {LARGEST} bytes together; send fewer")
@@ -137,7 +156,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._rest()
-        self._deadline = self.loop.call_later(LINGER, self.transport.close)
+        self._deadline = self.loop.call_later(LINGER, self._end)
 
     @property
     def _is_busy(self) -> bool:
@@ -160,8 +179,23 @@ class Connection(HttpToolsProtocol):
             self._deadline = None
 
     def _make_room(self) -> None:
-        """End the connection that has been idle for longest; this one if no other is."""
-        idle = [one for one in self.connections if isinstance(one, Connection) and one._deadline]
-        oldest = min(idle, key=lambda one: one._idle_since)
-        oldest._rest()  # else it would be chosen again before it is gone
-        oldest.transport.close()
+        """End the connection that has been idle, or else unread, for longest; or else this one."""
+        others = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection) and one is not self and not one._is_ended
+        ]
+        idle = [one for one in others if one._deadline]
+        if idle:
+            min(idle, key=lambda one: one._idle_since)._end()
+            return
+        unread = [
+            one for one in others if one._unread_since < math.inf or one.transport.is_closing()
+        ]
+        min(unread, key=lambda one: one._unread_since, default=self)._end()
+
+    def _end(self) -> None:
+        """Give the descriptor back at once: closing would wait until all was read."""
+        self._is_ended = True
+        self._rest()
+        self.transport.abort()
