@@ -26,7 +26,8 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-*"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
+            latest = max(one.stat().st_mtime for one in (left, *left.rglob("*")))
+            if time.time() - latest > ABANDONED:
                 shutil.rmtree(left)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     draft = scratch / "new"

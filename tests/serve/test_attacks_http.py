@@ -16,11 +16,13 @@ import pytest
 from swift_sd.serve import bodies, desk
 from swift_sd.serve.clients import client_of
 from swift_sd.serve.connections import LARGEST
-from swift_sd.serve.engine import Load
+from swift_sd.serve.engine import Engine, Load
+from swift_sd.serve.failures import ApiError
 from swift_sd.serve.hosts import known_hosts
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.reader import SHORT, Reader
-from swift_sd.serve.served import longest_token
+from swift_sd.serve.requests import Chat
+from swift_sd.serve.served import Served, longest_token
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0}
 PATH = "/v1/chat/completions"
@@ -484,3 +486,31 @@ def test_a_large_body_without_a_key_is_neither_read_nor_waited_for(serving, draf
         for _ in range(8):
             raw.sendall(b"x" * MEBIBYTE)  # is forgotten
         assert health(server) == 200
+
+
+def test_what_waits_to_be_read_is_given_up_at_its_deadline(drafting_swift):
+    served = Served("tiny", drafting_swift())
+
+    async def main():
+        asking = desk.Desk(Engine([served], 1), Limits(seconds=600))
+        may_go_on = threading.Event()
+        first = asyncio.create_task(asking._reader.run("a", 1, lambda: may_go_on.wait(60)))
+        await asyncio.sleep(0)
+        try:
+            with pytest.raises(ApiError, match="waited too long") as refusal:
+                await asking.parse(Chat, json.dumps(CHAT).encode(), "b", time.monotonic())
+            assert refusal.value.status == 503
+        finally:
+            may_go_on.set()
+        await first
+        asking.close()
+
+    asyncio.run(main())
+
+
+def test_models_that_could_not_be_loaded_are_no_404():
+    engine = Engine([], 1)
+    with pytest.raises(ApiError) as refusal:
+        desk.Desk(engine, Limits()).model("tiny")
+    assert refusal.value.status == 503
+    assert engine.models == {}

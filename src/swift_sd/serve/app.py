@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import FileResponse, PlainTextResponse
@@ -23,7 +23,7 @@ from swift_sd.serve import bodies, failures
 from swift_sd.serve.answers import ChatForm, Form, TextForm, model_card
 from swift_sd.serve.clients import client_of
 from swift_sd.serve.desk import Desk
-from swift_sd.serve.engine import Engine
+from swift_sd.serve.engine import Engine, State
 from swift_sd.serve.failures import ErrorBody
 from swift_sd.serve.hosts import Hosts
 from swift_sd.serve.keys import Keys
@@ -57,7 +57,7 @@ class Models(BaseModel):
 class Health(BaseModel):
     """The body of `GET /health`."""
 
-    status: Literal["ok", "loading", "stalled", "stopping"]
+    status: State
     active: int
     waiting: int
 
@@ -160,17 +160,20 @@ def _routes(desk: Desk, metrics: Metrics, unknown: UnknownFields, *, by_key: boo
     async def answered(
         request: Request, kind: type[Chat | Complete], form: Callable[[str], Form]
     ) -> Response:
+        deadline = time.monotonic() + desk.limits.seconds
         client = client_of(request.scope, by_key=by_key)
         with ExitStack() as place:
             place.enter_context(desk.gate.passed(client))
             body = await bodies.read(request, desk.size, desk.limits)
             size = len(body)
-            ask = await while_connected(request, desk.parse(kind, body, client))
+            ask = await while_connected(request, desk.parse(kind, body, client, deadline))
             del body
             if isinstance(ask, Response):  # the client has gone
                 return ask
             told = unknown.headers(ask)
-            conversation = await while_connected(request, desk.open(ask, size, client, place))
+            conversation = await while_connected(
+                request, desk.open(ask, size, client, deadline, place)
+            )
             if isinstance(conversation, Response):
                 return conversation
         name, streams = ask.model, _streams(ask)

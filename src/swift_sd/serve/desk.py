@@ -27,6 +27,7 @@ from swift_sd.serve.served import Served
 
 log = logging.getLogger(__name__)
 A = TypeVar("A", bound=Ask)
+T = TypeVar("T")
 
 
 class Conversation:
@@ -104,6 +105,8 @@ class Desk:
         """
         if self.engine.is_loading:
             raise as_api_error(Refused("the models are being loaded; ask again in a moment"))
+        if not (self.engine.models or self.engine.is_alive):  # they could not be loaded
+            raise as_api_error(Refused("the server is shutting down; ask again in a moment"))
         return self.engine.models
 
     def model(self, name: str) -> Served:
@@ -123,7 +126,7 @@ class Desk:
             )
         return served
 
-    async def parse(self, kind: type[A], body: bytes, client: str) -> A:
+    async def parse(self, kind: type[A], body: bytes, client: str, deadline: float) -> A:
         """What a body asks for.
 
         Raises:
@@ -131,25 +134,25 @@ class Desk:
             RequestValidationError: it is not a `kind`.
         """
         work = partial(bodies.parsed, kind, body, self.size)
-        return await self._reader.run(client, len(body), work)
+        return await self._in_time(deadline, client, len(body), work)
 
     async def open(
-        self, ask: Chat | Complete, size: int, client: str, place: ExitStack
+        self, ask: Chat | Complete, size: int, client: str, deadline: float, place: ExitStack
     ) -> Conversation:
         """Check a request and hand it to the engine.
 
         Args:
             ask: what is asked.
             size: bytes of it.
+            deadline: `time.monotonic()` at which the answer ends as it stands.
             client: who asks.
             place: what the request holds while it is answered; the conversation gives it back.
 
         Raises:
             ApiError: it cannot be answered; says why.
         """
-        arrival = time.monotonic()
         served = self.model(ask.model)
-        inputs = await self._read(served, ask, size, client)
+        inputs = await self._read(served, ask, size, client, deadline)
         room = self._room(served, ask, inputs["input_ids"].shape[1])
         job = Job(
             served.name,
@@ -159,7 +162,7 @@ class Desk:
                 **ask.sampling(),
                 "max_new_tokens": min(ask.wanted or room, room, self.limits.tokens),
             },
-            deadline=arrival + self.limits.seconds,
+            deadline=deadline,
             stop=ask.stops,
             seed=ask.seed,
             memory=memory_of(client),
@@ -176,10 +179,12 @@ class Desk:
         """Stop reading requests."""
         self._reader.close()
 
-    async def _read(self, served: Served, ask: Ask, size: int, client: str) -> dict[str, Tensor]:
+    async def _read(
+        self, served: Served, ask: Ask, size: int, client: str, deadline: float
+    ) -> dict[str, Tensor]:
         work: Callable[[], dict[str, Tensor]] = partial(_encoded, served, ask)
         try:
-            return await self._reader.run(client, size, work)
+            return await self._in_time(deadline, client, size, work)
         except PromptError as error:
             code = "context_length_exceeded" if error.is_too_long else None
             raise ApiError(400, str(error), param=ask.subject, code=code) from None
@@ -187,6 +192,19 @@ class Desk:
             if not isinstance(error, SwiftError):
                 log.exception("a prompt could not be read")
             raise as_api_error(error) from None
+
+    async def _in_time(self, deadline: float, client: str, size: int, work: Callable[[], T]) -> T:
+        """The result of `work`, done on the reader's threads.
+
+        Raises:
+            ApiError: 503, not until `deadline`.
+        """
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._reader.run(client, size, work)
+        except TimeoutError:
+            late = Refused("the request waited too long; ask again later")
+            raise as_api_error(late) from None
 
     def _room(self, served: Served, ask: Ask, prompt: int) -> int:
         """How many tokens may follow a prompt.

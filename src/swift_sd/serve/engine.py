@@ -32,7 +32,7 @@ SILENCE, THOUSAND = 60.0, 1024
 FATAL = (Parted, getattr(torch, "AcceleratorError", Parted))
 
 
-Health = Literal["loading", "ok", "stalled", "stopping"]
+State = Literal["loading", "ok", "stalled", "stopping"]
 
 
 class Refused(Exception):  # noqa: N818 - says what became of the request
@@ -109,7 +109,7 @@ class Engine:
         return self._load is not None and self._thread.is_alive()
 
     @property
-    def health(self) -> Health:
+    def health(self) -> State:
         """What it is about: "stalled" if nothing has come of what is to be done for too long."""
         if not self.is_alive:
             return "stopping"
@@ -197,7 +197,7 @@ class Engine:
             return
         loaded = self._load()
         self._chores = loaded.chores
-        self.models |= {served.name: served for served in loaded.models}
+        self.models = {served.name: served for served in loaded.models}  # others iterate over it
         self._load = None
 
     def _guarded(self, work: Callable[[], object]) -> None:

@@ -112,8 +112,6 @@ def _explained(errors: Any) -> ApiError:
     """
     worst = max(errors, key=lambda error: len(error["loc"]))
     kind, reason = worst["type"], worst["msg"]
-    if kind == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {worst['ctx']['error']}")
     first, rest = worst["loc"][1:2], worst["loc"][2:]
     kept = [part for part in rest if isinstance(part, int) or _is_field(part)]
     names = [str(part) for part in (*first, *kept)]
