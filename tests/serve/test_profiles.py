@@ -7,7 +7,7 @@ from swift_sd import Profile, Swift, SwiftConfig
 from swift_sd.errors import ProfileError
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.jobs import End, Job
-from swift_sd.serve.profiles import ProfileFile
+from swift_sd.serve.profiles import ProfileFile, stamp
 from swift_sd.serve.served import Served
 from swift_sd.serve.spec import Spec, load
 
@@ -119,9 +119,22 @@ def test_what_was_set_aside_before_stays(tmp_path):
     path = tmp_path / "profile.json"
     for content in ("one", "two"):
         path.write_text(content)
-        ProfileFile.set_aside(path, ProfileError("damaged"))
+        ProfileFile.set_aside(path, ProfileError("damaged"), stamp(path))
     assert (tmp_path / "profile.json.unusable-1").read_text() == "one"
     assert (tmp_path / "profile.json.unusable-2").read_text() == "two"
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_another_replica_has_set_aside_stops_nothing(tmp_path, is_replaced):
+    path = tmp_path / "profile.json"
+    path.write_text("damaged")
+    seen = stamp(path)
+    path.rename(tmp_path / "elsewhere")
+    if is_replaced:
+        path.write_text("good")
+    ProfileFile.set_aside(path, ProfileError("damaged"), seen)
+    assert path.exists() == is_replaced
+    assert not list(tmp_path.glob("*.unusable-*"))
 
 
 def test_what_is_no_file_is_not_set_aside(folder, tmp_path):

@@ -36,7 +36,7 @@ class ProfileFile:
         self._path = path
         self._period = period
         self._next = 0.0
-        self._seen = self._stamp()
+        self._seen = stamp(self._path)
         self._known = self._learned()
 
     @staticmethod
@@ -58,18 +58,33 @@ class ProfileFile:
             ) from None
 
     @staticmethod
-    def set_aside(path: Path | None, reason: ProfileError) -> None:
+    def set_aside(path: Path | None, reason: ProfileError, seen: tuple[int, int] | None) -> None:
         """Rename a file that cannot be used: a server that is started again would meet it again.
+
+        Nothing is done where another process has renamed or replaced it meanwhile.
+
+        Args:
+            path: of the file.
+            reason: why it cannot be used.
+            seen: its `stamp` from before it was loaded.
 
         Raises:
             ProfileError: `reason`, where there is no such file or it cannot be renamed.
         """
-        if path is None or not path.is_file():
+        if path is None:
+            raise reason
+        now = stamp(path)
+        if now is None or now != seen:  # another replica was faster
+            log.warning("%s. Another process has seen to it, and learning starts anew", reason)
+            return
+        if not path.is_file():
             raise reason
         names = (path.with_name(f"{path.name}.unusable-{number}") for number in count(1))
         aside = next(name for name in names if not name.exists())
         try:
             path.rename(aside)
+        except FileNotFoundError:
+            return
         except OSError:
             raise reason from None
         log.warning("%s. It is set aside as %s, and learning starts anew", reason, aside)
@@ -97,9 +112,9 @@ class ProfileFile:
         Raises:
             ProfileError: the file cannot be written, or what another process wrote cannot be used.
         """
-        stamp = self._stamp()
-        if stamp is not None and stamp != self._seen:
-            self._seen = stamp
+        now = stamp(self._path)
+        if now is not None and now != self._seen:
+            self._seen = now
             self._swift.profile = Profile.load(self._path)
             self._known = self._learned()
         else:
@@ -109,18 +124,23 @@ class ProfileFile:
         learned = self._learned()
         if learned != self._known:
             self._swift.profile.save(self._path)
-            self._seen, self._known = self._stamp(), learned
+            self._seen, self._known = stamp(self._path), learned
 
     def _learned(self) -> list[Any]:
         """What is worth a file: not how many prompts there were."""
         return [kind["search"] for kind in self._swift.profile.learned["kinds"]]
 
-    def _stamp(self) -> tuple[int, int] | None:
-        """What tells one version of the file from another."""
-        try:
-            facts = self._path.stat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ProfileError(f"cannot look at {self._path}: {error.strerror or error}") from None
-        return facts.st_ino, facts.st_mtime_ns
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What tells one version of a file from another; None where there is none.
+
+    Raises:
+        ProfileError: it cannot be looked at.
+    """
+    try:
+        facts = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ProfileError(f"cannot look at {path}: {error.strerror or error}") from None
+    return facts.st_ino, facts.st_mtime_ns

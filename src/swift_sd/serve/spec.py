@@ -17,7 +17,7 @@ from swift_sd.serve.companions import Loaded
 from swift_sd.serve.engine import Engine
 from swift_sd.serve.limits import Limits
 from swift_sd.serve.metrics import Metrics
-from swift_sd.serve.profiles import ProfileFile
+from swift_sd.serve.profiles import ProfileFile, stamp
 from swift_sd.serve.served import Served
 from swift_sd.swift import Swift
 
@@ -127,10 +127,11 @@ def load(spec: Spec, tell: Callable[[str], None]) -> list[Served]:
             tensor_parallel=spec.tensor_parallel,
         )
         tell(f"looking for sublayers of {name} to skip")
+        seen = stamp(known) if known is not None else None
         try:
             swift = Swift(model, tokenizer, spec.config, known)
         except ProfileError as error:
-            ProfileFile.set_aside(known, error)
+            ProfileFile.set_aside(known, error, seen)
             swift = Swift(model, tokenizer, spec.config)
         made.append(Served(name, swift, leader))
     return made
