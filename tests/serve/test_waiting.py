@@ -59,7 +59,7 @@ def test_a_job_that_left_is_not_served():
 
 
 def test_a_client_cannot_take_all_places():
-    gate = Gate(2)
+    gate = Gate(2, 1)
     with ExitStack() as inside:
         for _ in range(2):
             inside.enter_context(gate.passed("many"))
@@ -72,3 +72,21 @@ def test_a_client_cannot_take_all_places():
             pass
     with gate.passed("many"), gate.passed("many"):
         pass
+
+
+def test_bodies_that_wait_have_a_bound_together_and_none_is_locked_out():
+    gate, much = Gate(8, 4 * 2**20), 2**20
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(gate.stored("a"))(much)
+        more = held.enter_context(gate.stored("a"))
+        with pytest.raises(ApiError, match="too many large"):
+            more(much)
+        more(100)  # a small one
+        other = held.enter_context(gate.stored("b"))
+        other(much)
+        other(3 * much)  # as it comes
+        with pytest.raises(ApiError):
+            other(4 * much)
+    with gate.stored("a") as again:
+        again(4 * much)

@@ -162,9 +162,9 @@ def _routes(desk: Desk, metrics: Metrics, unknown: UnknownFields, *, by_key: boo
     ) -> Response:
         deadline = time.monotonic() + desk.limits.seconds
         client = client_of(request.scope, by_key=by_key)
-        with ExitStack() as place:
+        with ExitStack() as place, desk.gate.stored(client) as store:
             place.enter_context(desk.gate.passed(client))
-            body = await bodies.read(request, desk.size, desk.limits)
+            body = await bodies.read(request, desk.size, desk.limits, store)
             size = len(body)
             ask = await while_connected(request, desk.parse(kind, body, client, deadline))
             del body

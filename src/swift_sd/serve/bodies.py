@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -50,12 +50,12 @@ def size_for(models: Iterable[Served], limits: Limits) -> Size:
     return Size(min(most.bytes, limits.body), most.values)
 
 
-async def read(request: Request, size: Size, limits: Limits) -> bytes:
+async def read(request: Request, size: Size, limits: Limits, store: Callable[[int], None]) -> bytes:
     """All of a request's body.
 
     Raises:
-        ApiError: 413, it is too large; 408, it came too slowly; 499, its client went; 400, it is
-            not declared as JSON, as those that web pages elsewhere may send.
+        ApiError: 413, it is too large; 408, it came too slowly; 429, `store` has no room for it;
+            499, its client went; 400, it is not declared as JSON, as those that web pages elsewhere may send.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/json" and not declared.endswith("+json"):
@@ -72,6 +72,7 @@ async def read(request: Request, size: Size, limits: Limits) -> bytes:
                         f"the request is larger than {size.bytes} bytes; shorten it",
                         code="context_length_exceeded",
                     )
+                store(max(announced, len(body)))
                 if is_over:
                     return bytes(body)
                 async with asyncio.timeout(limits.idle):

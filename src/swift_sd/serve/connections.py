@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
         self._unread_since = math.inf
 
     def timeout_keep_alive_handler(self) -> None:
-        """End a connection that has been idle for too long, whatever of the last answer is unread."""
+        """End a connection that has been idle for too long, whatever is unread."""
         self._end()
 
     def send_400_response(self, msg: str) -> None:

@@ -84,7 +84,7 @@ class Desk:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine = engine
         self.limits = limits
-        self.gate = Gate(limits.places)
+        self.gate = Gate(limits.places, limits.stored)
         self._reader = Reader()
 
     @property

@@ -45,6 +45,11 @@ class Limits:
         return self.active + self.waiting
 
     @property
+    def stored(self) -> int:
+        """Bytes of bodies that wait to be read at one time."""
+        return 4 * self.body
+
+    @property
     def connections(self) -> int:
         """Connections at one time; a new one beyond them takes the place of an idle one."""
         return 4 * self.places + 256

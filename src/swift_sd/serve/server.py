@@ -127,7 +127,6 @@ def run(spec: Spec, engine: Engine, metrics: Metrics, listener: socket.socket) -
     except KeyboardInterrupt:
         _leave_if_loading(engine, INTERRUPTED)
         raise
-    _leave_if_loading(engine, 0)
     if isinstance(engine.failure, SwiftError):
         raise engine.failure
     if engine.failure is not None:
