@@ -55,7 +55,8 @@ async def read(request: Request, size: Size, limits: Limits, store: Callable[[in
 
     Raises:
         ApiError: 413, it is too large; 408, it came too slowly; 429, `store` has no room for it;
-            499, its client went; 400, it is not declared as JSON, as those that web pages elsewhere may send.
+            499, its client went; 400, it is not declared as JSON, as those from web
+            pages elsewhere may not be.
     """
     declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if declared != "application/json" and not declared.endswith("+json"):
