@@ -198,11 +198,12 @@ def test_things_given_in_the_wrong_place(model_of, arguments, said):
         Swift(**{"model": model_of(), **arguments})
 
 
-def test_processes_that_share_a_model_cannot_go_by_their_own_clocks(model_of):
-    class Split(type(model_of())):
+def test_processes_that_share_a_model_cannot_go_by_their_own_clocks():
+    model = tiny_model("llama", vocab_size=102)  # not every version can split an odd number
+
+    class Split(type(model)):
         tp_size = 2
 
-    model = copy.copy(model_of())  # which other tests have too
     model.__class__ = Split
     for config in (None, SwiftConfig(exact="off")):
         with pytest.raises(ConfigError, match="split over several processes"):

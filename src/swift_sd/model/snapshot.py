@@ -180,10 +180,12 @@ def _differ(one: Any, other: Any) -> bool:
 def _settings(model: PreTrainedModel) -> tuple[Any, ...]:
     """How torch computes, beyond the model itself."""
     sdp: Any = torch.backends.cuda  # of a CPU's attention too
+    backends: Any = torch.backends
     return (
         torch.get_num_threads() if model.device.type == "cpu" else None,
         torch._C._get_mkldnn_enabled(),
-        torch.get_float32_matmul_precision(),
+        # Not torch.get_float32_matmul_precision(), which warns in torch 2.9.
+        *(at.fp32_precision for at in (backends, sdp.matmul, backends.mkldnn.matmul)),
         sdp.flash_sdp_enabled(),
         sdp.mem_efficient_sdp_enabled(),
         sdp.math_sdp_enabled(),
