@@ -311,10 +311,10 @@ def test_a_client_that_leaves_while_its_prompt_waits_to_be_read_is_forgotten(
         assert may_go_on.wait(60)
         return encoded(served, ask)
 
-    async def noted(self, kind, body, client):
+    async def noted(self, kind, body, client, *others):
         let_in.append(client)
         try:
-            return await parsing(self, kind, body, client)
+            return await parsing(self, kind, body, client, *others)
         except asyncio.CancelledError:
             left.set()
             raise

@@ -299,7 +299,8 @@ def test_what_a_killed_process_left_goes_with_the_next_one(fake_wheel, cache):
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_bytes(b"half")
     long_ago = left.stat().st_mtime - 2 * ABANDONED
-    os.utime(left, (long_ago, long_ago))
+    for path in (left / "model.safetensors", left):
+        os.utime(path, (long_ago, long_ago))
     loading.load(device="cpu")
     assert not left.exists()
     assert other.exists()
