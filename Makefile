@@ -26,7 +26,7 @@ demo: $(READY) ## answer one question with the default model
 	@$(BIN)/swift-sd generate "Explain in three sentences why the sky is blue." --max-new-tokens 80
 
 test: $(READY) ## run the tests, but those that start Ray (ARGS="-k loading" to choose)
-	@echo "the tests take about 8 minutes on two cores"
+	@echo "the tests take about 13 minutes on two cores"
 	@$(BIN)/python -m pytest $(ARGS)
 
 # On x86-64 pip takes CUDA builds of torch for these two: 7 GB each. That some versions of other
