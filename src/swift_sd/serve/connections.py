@@ -44,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._is_large = self._is_refused = False
         self._unanswered: list[RequestResponseCycle] = []  # uvicorn keeps the newest alone
 
+    # uvicorn narrows the transport's type, and so does this.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start waiting for a request; make room if there is none."""
         super().connection_made(transport)

@@ -96,6 +96,7 @@ def make_server(
         access_log=False,
         # Behind our own, which lets clients know.
         timeout_graceful_shutdown=math.ceil(limits.grace + LAST_STEP),
+        # uvicorn calls it as it calls a class, which its annotation asks for.
         http=partial(Connection, most=limits.connections),  # type: ignore[arg-type]
         ws="none",
         timeout_keep_alive=limits.idle,  # type: ignore[arg-type]  # fractions are fine
